@@ -1,0 +1,390 @@
+//! The tables and keys of `rehome.toml`. No `flatten`, no `untagged`: they ruin error messages.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A migration: what moves, from where to where, and behind which services.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Migration {
+    pub migration: Header,
+    /// Limits of the switch; every one has a default.
+    #[serde(default)]
+    pub switch: Switch,
+    #[serde(default)]
+    pub objects: Vec<Objects>,
+    #[serde(default)]
+    pub services: Vec<Service>,
+    #[serde(default)]
+    pub gateways: Vec<Gateway>,
+    #[serde(default)]
+    pub workers: Vec<Worker>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Header {
+    /// Letters, digits, `-` and `_`; names the run's folder and its reports.
+    pub name: String,
+    pub source: Place,
+    pub target: Place,
+    /// A second place (another disk, a mounted share) the journal is copied to after every change.
+    pub journal_copy: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    pub cloud: String,
+    #[serde(default)]
+    pub region: Option<String>,
+}
+
+/// What the switch may cost, and how it goes there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Switch {
+    /// The longest write pause that is acceptable; the switch is not begun when the prediction is above it.
+    pub max_pause: Span,
+    /// How long a write that was already forwarded may take before the switch is given up.
+    pub in_flight_deadline: Span,
+    /// Shares of reads sent to the target one after the other before the switch, in percent.
+    pub read_steps: Vec<u8>,
+    /// How long each share is watched.
+    pub read_step_time: Span,
+    /// How long the way back is kept ready after the switch before `complete` is offered.
+    pub soak: Span,
+    pub hold: Hold,
+    /// What becomes of upgraded and streaming connections when the switch begins.
+    pub sessions: Sessions,
+}
+
+/// How much may wait at the gateway while writes are held.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hold {
+    /// Requests waiting at once.
+    pub requests: u32,
+    /// The longest any of them waits.
+    pub age: Span,
+    /// Client connections that may be open at once.
+    pub connections: u32,
+    /// Memory that waiting requests may take (headers; bodies are left unread).
+    pub bytes: Size,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Sessions {
+    /// Wait for them to end, up to the in-flight deadline, then give the switch up.
+    Wait,
+    /// Close them; clients connect again and reach the new owner.
+    Close,
+    /// Refuse to switch while there are any.
+    Refuse,
+}
+
+/// A bucket (or a prefix of one, or a local folder) that moves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Objects {
+    pub name: String,
+    pub source: Store,
+    pub target: Store,
+    /// The application's own credentials on each side: the fence is proved by a write that they are refused.
+    #[serde(default)]
+    pub application: Option<Application>,
+    /// Where each side's changes can be read; without it changes are found by listing again.
+    #[serde(default)]
+    pub changes: Option<Changes>,
+    #[serde(default)]
+    pub fence: FencePlan,
+    /// Copies under way at once.
+    #[serde(default)]
+    pub concurrency: Option<u32>,
+}
+
+/// One store: `s3://bucket/prefix`, `oss://`, `cos://`, `obs://`, `gcs://`, `azblob://container/prefix`, `file:///path`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    pub url: String,
+    /// The service's address where it does not follow from the URL and the region.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    #[serde(default)]
+    pub region: Option<String>,
+    #[serde(default)]
+    pub access_key: Option<Secret>,
+    #[serde(default)]
+    pub secret_key: Option<Secret>,
+    /// Put the bucket in the path instead of the host name; default: what the kind of store wants.
+    #[serde(default)]
+    pub path_style: Option<bool>,
+    /// The name of the migration's own principal in this store's policies (AWS: an ARN; others: see the fence's page).
+    #[serde(default)]
+    pub principal: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Application {
+    pub source: Keys,
+    pub target: Keys,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    pub access_key: Secret,
+    pub secret_key: Secret,
+}
+
+/// Change hooks of both sides; the protocol is in docs/change-hook.md.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Changes {
+    pub source: Hook,
+    /// Without it the way back follows by listing.
+    #[serde(default)]
+    pub target: Option<Hook>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Hook {
+    pub url: String,
+    #[serde(default)]
+    pub token: Option<Secret>,
+}
+
+/// How writers are kept out of a side.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FencePlan {
+    #[serde(default)]
+    pub by: FenceBy,
+    /// `by = "command"`: programs with their arguments, run without a shell; `{side}` becomes `source` or `target`.
+    #[serde(default)]
+    pub close: Vec<String>,
+    #[serde(default)]
+    pub open: Vec<String>,
+    /// `by = "hook"`: an address of the service per side that takes `POST {"fence": true|false, "epoch": n}`.
+    #[serde(default)]
+    pub source: Option<Hook>,
+    #[serde(default)]
+    pub target: Option<Hook>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FenceBy {
+    /// A bucket policy that denies writes to everybody but the migration's principal.
+    #[default]
+    Policy,
+    Command,
+    Hook,
+    /// No fence: the report says "one writable side: not proven".
+    None,
+}
+
+/// An HTTP service that users reach through the gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    pub name: String,
+    /// Where the gateway listens, `address:port`.
+    pub listen: String,
+    pub source: String,
+    pub target: String,
+    /// A path that answers 200 on a healthy side.
+    #[serde(default)]
+    pub health: Option<String>,
+    /// The methods that only read; everything else is a write.
+    #[serde(default = "default_reads")]
+    pub reads: Vec<String>,
+    /// Names of the parts whose data this service shows.
+    #[serde(default)]
+    pub uses: Vec<String>,
+    /// How old the target's data may be before reads go back to the source.
+    #[serde(default = "default_max_staleness")]
+    pub max_staleness: Span,
+    /// What tells one client from another for read-your-writes, the first that a request has.
+    #[serde(default = "default_clients")]
+    pub clients: Vec<ClientKey>,
+    /// How long an upstream connection may idle before it is closed; keep it below the server's own time-out.
+    #[serde(default = "default_idle")]
+    pub upstream_idle: Span,
+    /// How long an upstream may take to begin its answer.
+    #[serde(default = "default_answer")]
+    pub upstream_timeout: Span,
+}
+
+/// `cookie:NAME`, `header:NAME` or `address`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct ClientKey(pub String);
+
+/// A gateway that serves this migration. Without any, one is expected at the run's own socket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Gateway {
+    pub name: String,
+    /// The unix socket it is controlled by.
+    pub control: PathBuf,
+    /// The secret both ends show.
+    #[serde(default)]
+    pub token: Option<Secret>,
+}
+
+/// A background worker that writes; stopped at the fence, started on the new owner after the switch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Worker {
+    pub name: String,
+    /// Shell commands, run as they stand by `/bin/sh -c` on this machine: they are the user's own words.
+    pub stop: String,
+    pub start: String,
+    pub is_stopped: String,
+    /// Extra environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+fn default_reads() -> Vec<String> {
+    ["GET", "HEAD", "OPTIONS"].map(String::from).to_vec()
+}
+fn default_max_staleness() -> Span {
+    Span::from_millis(2_000)
+}
+fn default_clients() -> Vec<ClientKey> {
+    ["header:authorization", "header:cookie", "address"].map(|key| ClientKey(key.into())).to_vec()
+}
+fn default_idle() -> Span {
+    Span::from_millis(4_000)
+}
+fn default_answer() -> Span {
+    Span::from_millis(60_000)
+}
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self {
+            max_pause: Span::from_millis(2_000),
+            in_flight_deadline: Span::from_millis(2_000),
+            read_steps: vec![1, 5, 25, 50],
+            read_step_time: Span::from_millis(60_000),
+            soak: Span::from_millis(24 * 3_600_000),
+            hold: Hold::default(),
+            sessions: Sessions::Wait,
+        }
+    }
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self { requests: 4_096, age: Span::from_millis(15_000), connections: 8_192, bytes: Size(64 << 20) }
+    }
+}
+
+/// A length of time, written with its unit: `250ms`, `2s`, `5m`, `24h`, `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub std::time::Duration);
+
+impl Span {
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(std::time::Duration::from_millis(millis))
+    }
+}
+
+/// A number of bytes, written with its unit: `512B`, `64KiB`, `16MiB`, `5GB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+/// Where a secret is kept: `env:NAME`, `file:PATH` or `cmd:PROGRAM ARG …`. The file never holds the secret itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+macro_rules! text_with_unit {
+    ($type:ty, $parse:ident, $show:ident, $pattern:literal, $example:literal) => {
+        impl Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&$show(*self))
+            }
+        }
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                $parse(&text).map_err(serde::de::Error::custom)
+            }
+        }
+        impl JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "pattern": $pattern, "examples": [$example] })
+            }
+        }
+    };
+}
+text_with_unit!(Span, parse_span, show_span, r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$", "2s");
+text_with_unit!(Size, parse_size, show_size, r"^[0-9]+(\.[0-9]+)?(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)$", "64MiB");
+
+const SPANS: [(&str, f64); 5] = [("ms", 1.0), ("s", 1e3), ("m", 60e3), ("h", 3_600e3), ("d", 86_400e3)];
+const SIZES: [(&str, f64); 9] = [
+    ("TiB", 1_099_511_627_776.0),
+    ("GiB", 1_073_741_824.0),
+    ("MiB", 1_048_576.0),
+    ("KiB", 1_024.0),
+    ("TB", 1e12),
+    ("GB", 1e9),
+    ("MB", 1e6),
+    ("KB", 1e3),
+    ("B", 1.0),
+];
+
+fn number_with_unit(text: &str, units: &[(&str, f64)], what: &str, example: &str) -> Result<f64, String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = units.iter().find(|(name, _)| *name == unit.trim()).map(|(_, factor)| *factor);
+    match (number.parse::<f64>(), factor) {
+        (Ok(number), Some(factor)) => Ok(number * factor),
+        _ => {
+            let names: Vec<&str> = units.iter().map(|(name, _)| *name).collect();
+            Err(format!("`{text}` is not {what}: write a number and one of {}, like \"{example}\"", names.join(", ")))
+        }
+    }
+}
+
+fn parse_span(text: &str) -> Result<Span, String> {
+    number_with_unit(text, &SPANS, "a length of time", "2s")
+        .map(|millis| Span(std::time::Duration::from_micros((millis * 1e3) as u64)))
+}
+
+fn parse_size(text: &str) -> Result<Size, String> {
+    number_with_unit(text, &SIZES, "a size", "64MiB").map(|bytes| Size(bytes as u64))
+}
+
+fn show_span(span: Span) -> String {
+    let millis = span.0.as_millis();
+    for (unit, factor) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+        if millis >= factor && millis % factor == 0 {
+            return format!("{}{unit}", millis / factor);
+        }
+    }
+    format!("{millis}ms")
+}
+
+fn show_size(size: Size) -> String {
+    for (unit, factor) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+        if size.0 >= factor && size.0 % factor == 0 {
+            return format!("{}{unit}", size.0 / factor);
+        }
+    }
+    format!("{}B", size.0)
+}
