@@ -3,8 +3,10 @@
 //! positions, lag), the contract suite every driver passes, and a simulated part with injectable faults.
 //! It never knows what a part is made of, never prints, and opens no file and no socket.
 
+pub mod contract;
 mod error;
 mod life;
+pub mod sim;
 mod words;
 
 pub use error::{Error, ErrorKind, Result, Retry};

@@ -1,8 +1,8 @@
 //! The life of a part. The engine knows this trait and nothing else of what it moves.
 
 use crate::{
-    Assessment, Capabilities, CopySummary, Drained, Fence, Finding, Flow, FollowState, Marker, Position, Result, Scope,
-    Seal, Side, Verification,
+    Assessment, Capabilities, CopySummary, Drained, Fence, Finding, Flow, FollowState, Marker, Position,
+    Result, Scope, Seal, Side, Verification,
 };
 use async_trait::async_trait;
 use std::fmt::Debug;
@@ -13,7 +13,13 @@ use tokio_util::sync::CancellationToken;
 /// Where long work reports to. Calls are cheap and never block; losing one is harmless.
 pub trait Progress: Debug + Send + Sync {
     /// Totals so far and expected; `None` while the total is not known.
-    fn update(&self, done_objects: u64, done_bytes: u64, total_objects: Option<u64>, total_bytes: Option<u64>);
+    fn update(
+        &self,
+        done_objects: u64,
+        done_bytes: u64,
+        total_objects: Option<u64>,
+        total_bytes: Option<u64>,
+    );
 }
 
 /// A follower's open notebook: it writes, the engine reads.
@@ -47,7 +53,12 @@ pub trait Part: Debug + Send + Sync {
 
     /// First full copy. Resumable: a second call skips what is already equal. Before its first listing it fixes the position
     /// that `follow` begins from, so that no change falls between the two.
-    async fn copy(&self, flow: Flow, progress: Arc<dyn Progress>, stop: CancellationToken) -> Result<CopySummary>;
+    async fn copy(
+        &self,
+        flow: Flow,
+        progress: Arc<dyn Progress>,
+        stop: CancellationToken,
+    ) -> Result<CopySummary>;
 
     /// Keeps the other side's lag small until `stop` fires (then `Ok`). Begins where the last follower of this flow
     /// stopped, or where `copy` or `seal` fixed the start. Retries what is temporary for ever, and reports it as unknown lag.
@@ -73,11 +84,22 @@ pub trait Part: Debug + Send + Sync {
 
     /// Waits, while `follow` runs, until `fence` is applied **and** the marker has been read back from `flow.to()` by a
     /// look of its own. Quiet is not drained. Ends with an error of kind `Cancelled` when `stop` fires.
-    async fn drain(&self, flow: Flow, fence: &Position, marker: &Marker, stop: CancellationToken) -> Result<Drained>;
+    async fn drain(
+        &self,
+        flow: Flow,
+        fence: &Position,
+        marker: &Marker,
+        stop: CancellationToken,
+    ) -> Result<Drained>;
 
     /// Compares both sides without asking the copier.
-    async fn verify(&self, flow: Flow, scope: Scope, progress: Arc<dyn Progress>, stop: CancellationToken)
-    -> Result<Verification>;
+    async fn verify(
+        &self,
+        flow: Flow,
+        scope: Scope,
+        progress: Arc<dyn Progress>,
+        stop: CancellationToken,
+    ) -> Result<Verification>;
 
     /// Just before the commit: sets what must be set on the new owner (sequences), and captures the position of
     /// `flow.to()` from which the way back will follow. The reverse follower is not started.

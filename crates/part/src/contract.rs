@@ -1,0 +1,1 @@
+//! The contract suite every driver of a part passes.
