@@ -1,5 +1,8 @@
 //! The [`Store`] trait: what the mover needs of a place that keeps objects, and nothing more. Keys are byte-exact.
 
+pub mod memory;
+pub mod policy;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -164,6 +167,8 @@ pub trait Store: Debug + Send + Sync {
     async fn remove(&self) -> Result<()>;
 
     /// All keys that begin with `prefix` and come after `after` (in the store's order), page by page as they are read.
+    /// An error of kind `Unsupported` is about one name that cannot be carried (a symbolic link, a name that is not
+    /// UTF-8; the text names it) and the listing goes on after it; any other error ends the listing.
     fn list(&self, prefix: &str, after: Option<&str>) -> BoxStream<'_, Result<Entry>>;
 
     /// `None` when there is no such key.
@@ -171,16 +176,28 @@ pub trait Store: Debug + Send + Sync {
 
     /// Content and meta in one round trip; `None` when there is no such key. `meta.size` is the size of the whole object.
     /// With `if_match`, kind `Changed` when the object is another one now (best effort where the store ignores it: check the etag).
-    async fn get(&self, key: &str, range: Option<Range<u64>>, if_match: Option<&str>) -> Result<Option<(Meta, Body)>>;
+    async fn get(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+        if_match: Option<&str>,
+    ) -> Result<Option<(Meta, Body)>>;
 
     /// Writes a whole object from memory.
-    async fn put(&self, key: &str, attributes: &Attributes, content: Bytes, condition: Condition) -> Result<Written>;
+    async fn put(
+        &self,
+        key: &str,
+        attributes: &Attributes,
+        content: Bytes,
+        condition: Condition,
+    ) -> Result<Written>;
 
     /// `Ok` also when there was no such key.
     async fn delete(&self, key: &str) -> Result<()>;
 
     async fn begin_upload(&self, key: &str, attributes: &Attributes) -> Result<String>;
-    async fn upload_part(&self, key: &str, upload: &str, number: u32, content: Bytes) -> Result<UploadedPart>;
+    async fn upload_part(&self, key: &str, upload: &str, number: u32, content: Bytes)
+    -> Result<UploadedPart>;
     /// The parts the store already has, for going on after a kill. `Unsupported` where it cannot tell.
     async fn uploaded_parts(&self, key: &str, upload: &str) -> Result<Vec<UploadedPart>>;
     async fn complete_upload(&self, key: &str, upload: &str, parts: &[UploadedPart]) -> Result<Written>;
@@ -193,4 +210,10 @@ pub trait Store: Debug + Send + Sync {
     async fn set_policy(&self, policy: Option<&str>) -> Result<()>;
     /// The policy text that keeps everybody but `principal` from writing, in this store's dialect, added to `existing`.
     fn fence_policy(&self, existing: Option<&str>, principal: &str) -> Result<String>;
+    /// `existing` without the fence and otherwise as it was; `None` when nothing is left (then the policy is to be removed).
+    fn unfence_policy(&self, existing: &str) -> Result<Option<String>> {
+        let _ = existing;
+        let text = format!("{} has no policies", self.address());
+        Err(rehome_part::Error::permanent(rehome_part::ErrorKind::Unsupported, text))
+    }
 }
