@@ -1,8 +1,9 @@
 //! The words between an engine (or its guard) and a gateway, as JSON lines over a unix socket.
 //!
-//! Engine to gateway: the first line is [`Hello`]; then one [`Request`] per line, one [`Response`] each, in order.
-//! Gateway to engine ("they ask"): the gateway connects to each socket of [`Request::Arm`]'s `ask`, says [`Hello`] and
-//! [`Question`], and reads an [`Answer`]. Every effect carries the engine's [`Token`]; a lower one than the highest seen is
+//! Engine to gateway: the first line is [`Hello`], answered with [`Response::Done`] or a refusal; then one [`Request`] per
+//! line, one [`Response`] each, in order. Gateway to engine ("they ask"): the gateway connects to each socket of
+//! [`Request::Arm`]'s `ask`, writes two lines, [`Hello`] (with `ask_secret`) and [`Question`], and reads one line, the
+//! [`Answer`]. Every effect carries the engine's [`Token`]; a lower one than the highest seen is
 //! refused with [`Refusal::StaleToken`]. Unknown fields are ignored, an unknown major version is refused.
 
 use rehome_part::{Epoch, Side, Token};
@@ -35,27 +36,63 @@ pub struct Moment {
 pub enum Request {
     Status,
     /// The gateway belongs to this run from now on; refused when it belongs to another that is not finished.
-    Enroll { run: String, token: Token },
+    Enroll {
+        run: String,
+        token: Token,
+    },
     /// Share of reads that go to the side which is not the owner, 0..=100. Takes effect before the answer.
-    Weight { service: String, percent: u8, token: Token },
+    Weight {
+        service: String,
+        percent: u8,
+        token: Token,
+    },
     /// Every write that this gateway acknowledged before `through` can be read on the other side. `None`: unknown.
-    Freshness { service: String, through: Option<Moment>, token: Token },
+    Freshness {
+        service: String,
+        through: Option<Moment>,
+        token: Token,
+    },
     /// A switch begins: from now on the standing grant is void, writes are admitted under the lease only, and when
     /// the lease ends without a [`Request::Settle`] writes are held. Sent again, it renews the lease.
-    Arm { epoch: Epoch, lease_ms: u64, ask: Vec<PathBuf>, ask_secret: String, token: Token },
+    Arm {
+        epoch: Epoch,
+        lease_ms: u64,
+        ask: Vec<PathBuf>,
+        ask_secret: String,
+        token: Token,
+    },
     /// Stop forwarding writes. Answers when none is in flight any more, or with [`Refusal::InFlight`] at the deadline
     /// (writes stay held then, until `Settle`). `sessions` says what to do with upgraded connections.
-    Hold { epoch: Epoch, in_flight_ms: u64, sessions: SessionRule, token: Token },
+    Hold {
+        epoch: Epoch,
+        in_flight_ms: u64,
+        sessions: SessionRule,
+        token: Token,
+    },
     /// Renews the lease while held; answers with how full the hold is.
-    Renew { epoch: Epoch, lease_ms: u64, token: Token },
+    Renew {
+        epoch: Epoch,
+        lease_ms: u64,
+        token: Token,
+    },
     /// The decision for the epoch after the armed one is `owner`, and that side takes writes: release to it. The grant is
     /// a standing one again. Idempotent; also heals a gateway that missed everything.
-    Settle { epoch: Epoch, owner: Side, token: Token },
+    Settle {
+        epoch: Epoch,
+        owner: Side,
+        token: Token,
+    },
     /// Takes back a grant under which this gateway has not yet recorded an intent to write: hold again. Refused with
     /// [`Refusal::IntentRecorded`] otherwise.
-    Revoke { epoch: Epoch, token: Token },
+    Revoke {
+        epoch: Epoch,
+        token: Token,
+    },
     /// The migration is over: forget the run (standing grant stays).
-    Leave { run: String, token: Token },
+    Leave {
+        run: String,
+        token: Token,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +218,13 @@ pub enum Answer {
     /// Not decided, or the owner does not take writes yet: keep holding.
     Undecided,
     /// Same meaning as [`Request::Settle`].
-    Settled { epoch: Epoch, owner: Side, token: Token },
-    Refused { why: Refusal, text: String },
+    Settled {
+        epoch: Epoch,
+        owner: Side,
+        token: Token,
+    },
+    Refused {
+        why: Refusal,
+        text: String,
+    },
 }
