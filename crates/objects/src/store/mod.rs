@@ -1,5 +1,6 @@
 //! The [`Store`] trait: what the mover needs of a place that keeps objects, and nothing more. Keys are byte-exact.
 
+pub mod local;
 pub mod memory;
 pub mod policy;
 
