@@ -1,0 +1,165 @@
+//! `rehome doctor`: everything that can be checked without changing anything, each with an id and a remedy.
+
+use super::{Context, resolve};
+use crate::daemon::gateways;
+use crate::exit::{self, CliError, Exit};
+use crate::printer::{Printer, style};
+use crate::{paths, view};
+use clap::Args;
+use rehome_part::{Finding, Severity, Side};
+use rehome_spec::{Migration, Secret, Service};
+use std::time::Duration;
+
+/// Check credentials, permissions, clocks and endpoints before anything moves
+///
+/// Nothing is changed on either side. Exits 10 when something would stop the move.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {}
+
+pub async fn run(context: &Context<'_>, _: &DoctorArgs) -> Result<Exit, CliError> {
+    let (path, migration) = context.migration()?;
+    let mut findings = secrets(&migration);
+    findings.extend(machine(context));
+    for objects in &migration.objects {
+        let found = rehome_objects::doctor(objects, &resolve).await;
+        findings.extend(found.into_iter().map(|mut finding| {
+            finding.text = format!("{}: {}", objects.name, finding.text);
+            finding
+        }));
+    }
+    findings.extend(services(&migration.services).await);
+    findings.extend(gateways_answer(context, &migration).await);
+    show(context.printer, &path.display().to_string(), &findings);
+    Ok(exit::of_findings(&findings))
+}
+
+fn finding(id: &str, severity: Severity, text: String, remedy: Option<&str>) -> Finding {
+    Finding { id: id.into(), severity, side: None, text, remedy: remedy.map(Into::into) }
+}
+
+fn secrets(migration: &Migration) -> Vec<Finding> {
+    let named: Vec<(String, &Secret)> = migration.secrets();
+    let mut findings: Vec<Finding> = named
+        .iter()
+        .filter_map(|(place, secret)| {
+            let error = resolve(secret).err()?;
+            let remedy = Some("set the variable or file it names, in the environment of every rehome process");
+            Some(finding("secret-missing", Severity::Blocker, format!("{place}: {error}"), remedy))
+        })
+        .collect();
+    if findings.is_empty() && !named.is_empty() {
+        findings.push(finding("secrets", Severity::Info, format!("{} secrets resolve", named.len()), None));
+    }
+    findings
+}
+
+fn machine(context: &Context<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match paths::private_folder(&context.home).and_then(|()| {
+        let probe = context.home.join(format!("probe-{}", std::process::id()));
+        paths::write_private(&probe, b"probe")?;
+        std::fs::remove_file(&probe).map_err(exit::with_path(&probe))
+    }) {
+        Ok(()) => {
+            findings.push(finding("state-folder", Severity::Info, format!("{} takes writes", context.home.display()), None));
+        }
+        Err(error) => findings.push(finding(
+            "state-folder",
+            Severity::Blocker,
+            format!("the journal's folder does not take writes: {}", error.text),
+            Some("make room or name another folder with `--state DIR`"),
+        )),
+    }
+    if let Ok(stat) = rustix::fs::statvfs(&context.home) {
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free < 1 << 30 {
+            findings.push(finding(
+                "state-folder-space",
+                Severity::Warning,
+                format!("only {} free where the journal lives", crate::printer::size(free)),
+                Some("keep 1 GiB free: the journal must never be refused a write"),
+            ));
+        }
+    }
+    findings
+}
+
+/// Each side of each service: does it accept a connection, and does its health path answer 200?
+async fn services(services: &[Service]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for service in services {
+        for (side, base) in [(Side::Source, &service.source), (Side::Target, &service.target)] {
+            let url = format!("{}{}", base.trim_end_matches('/'), service.health.as_deref().unwrap_or("/"));
+            let answer = view::http_status(&url, Duration::from_secs(5)).await;
+            let id = "service-health";
+            let (severity, text, remedy) = match (&answer, service.health.is_some()) {
+                (Ok(200), _) | (Ok(_), false) => (Severity::Info, format!("{}: {url} answers", service.name), None),
+                (Ok(code), true) => (
+                    Severity::Warning,
+                    format!("{}: {url} answers {code}, not 200", service.name),
+                    Some("mend that side, or name the right path in `health`"),
+                ),
+                (Err(error), _) => (
+                    Severity::Warning,
+                    format!("{}: {url}: {error}", service.name),
+                    Some("start the application on that side and let this machine reach it"),
+                ),
+            };
+            findings.push(Finding { side: Some(side), ..finding(id, severity, text, remedy) });
+        }
+    }
+    findings
+}
+
+async fn gateways_answer(context: &Context<'_>, migration: &Migration) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if migration.services.is_empty() {
+        return findings;
+    }
+    for gateway in migration.gateways_or_default(&context.home) {
+        let answer = gateways::status(&gateway).await;
+        findings.push(match answer {
+            Ok(status) => finding(
+                "gateway",
+                Severity::Info,
+                format!("gateway {} answers: owner {}, epoch {}", gateway.name, status.owner, status.epoch),
+                None,
+            ),
+            Err(error) => finding(
+                "gateway",
+                Severity::Warning,
+                format!("gateway {} does not answer: {error}", gateway.name),
+                Some("start it with `rehome gateway`, then let users in through it"),
+            ),
+        });
+    }
+    findings
+}
+
+pub fn show(printer: &Printer, what: &str, findings: &[Finding]) {
+    if printer.json {
+        let blockers = findings.iter().filter(|finding| finding.severity == Severity::Blocker).count();
+        printer.json(&serde_json::json!({ "ui": "1.0", "checked": what, "blockers": blockers, "findings": findings }));
+        return;
+    }
+    for finding in findings {
+        printer.line(&line(finding));
+        if let Some(remedy) = finding.remedy.as_ref().filter(|_| finding.severity != Severity::Info) {
+            printer.line(&format!("    {}remedy:{} {remedy}", style::HINT, style::HINT.render_reset()));
+        }
+    }
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    let (blockers, warnings) = (count(Severity::Blocker), count(Severity::Warning));
+    printer.line(&format!("{what}: {blockers} in the way, {warnings} to look at, {} well", count(Severity::Info)));
+}
+
+/// One finding as a line: mark, id, side, text.
+pub fn line(finding: &Finding) -> String {
+    let (mark, color) = match finding.severity {
+        Severity::Info => ("ok  ", style::GOOD),
+        Severity::Warning => ("look", style::WARN),
+        Severity::Blocker => ("STOP", style::BAD),
+    };
+    let side = finding.side.map(|side| format!(" {side}:")).unwrap_or_default();
+    format!("{color}{mark}{} {}{side} {}", color.render_reset(), finding.id, finding.text)
+}

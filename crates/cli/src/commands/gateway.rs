@@ -1,0 +1,126 @@
+//! `rehome gateway`: the gateway as its own process, beside whatever carries the engine.
+
+use super::{Context, resolve};
+use crate::exit::{CliError, Exit, with_path};
+use crate::paths;
+use clap::Args;
+use rehome_gateway::Config;
+use rehome_spec::{Gateway, Migration};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Run the gateway: the proxy that users reach the application through
+///
+/// Reads go to both sides by weight, writes to the owner only; during a switch writes wait here for a moment. The
+/// gateway keeps serving when the engine is dead, and it ends gracefully on SIGTERM.
+#[derive(Debug, Args)]
+pub struct GatewayArgs {
+    /// Which `[[gateways]]` entry this process is, when there are several
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Prometheus metrics on this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
+    /// Append one JSON line per request to this file
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
+    /// How long open requests may take to finish after SIGTERM, in seconds
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub drain: u64,
+    /// Write the addresses it listens on as JSON into this file once it does
+    #[arg(long, hide = true)]
+    pub ready: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    pub sabotage: Vec<String>,
+}
+
+pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliError> {
+    crate::daemon::log::to_stderr();
+    let (_, migration) = context.migration()?;
+    let mut config = config(&context.home, &migration, args.name.as_deref())?;
+    config.metrics = args.metrics;
+    config.access_log = args.access_log.clone();
+    config.sabotage = args.sabotage.clone();
+    let mut terminate = signal(SignalKind::terminate()).map_err(with_path(Path::new("SIGTERM")))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(with_path(Path::new("SIGINT")))?;
+    let control = config.control.clone();
+    let running = rehome_gateway::start(config).await.map_err(|error| {
+        let mut failed = CliError::failed(format!("the gateway cannot start: {error}"));
+        if let Some(hint) = error.hint() {
+            failed = failed.hint(hint);
+        }
+        failed
+    })?;
+    if let Some(path) = &args.ready {
+        let addresses: std::collections::BTreeMap<_, _> = running.addresses().into_iter().collect();
+        paths::write_private(path, serde_json::json!({ "services": addresses }).to_string().as_bytes())?;
+    }
+    for (service, address) in running.addresses() {
+        context.printer.talk(&format!("{service}: listening on {address}"));
+    }
+    context.printer.talk(&format!("controlled by {}", control.display()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    context.printer.talk("draining: no new connections, open requests finish");
+    running.drain(Duration::from_secs(args.drain)).await;
+    Ok(Exit::Done)
+}
+
+/// What the gateway of this name is made from; the same words the engine finds it by.
+fn config(home: &Path, migration: &Migration, name: Option<&str>) -> Result<Config, CliError> {
+    if migration.services.is_empty() {
+        return Err(CliError::failed("the migration file has no `[[services]]`, so a gateway has nothing to do")
+            .hint("add a `[[services]]` table with name, listen, source and target"));
+    }
+    let gateways = migration.gateways_or_default(home);
+    let gateway: &Gateway = match (name, gateways.as_slice()) {
+        (None, [only]) => only,
+        (None, _) => return Err(CliError::usage("the file has several gateways; add `--name NAME`")),
+        (Some(name), all) => all
+            .iter()
+            .find(|gateway| gateway.name == name)
+            .ok_or_else(|| CliError::not_found(format!("the migration file has no gateway `{name}`")))?,
+    };
+    let folder = gateway.control.parent().map(Path::to_owned).unwrap_or_else(|| PathBuf::from("."));
+    paths::private_folder(&folder)?;
+    Ok(Config {
+        name: gateway.name.clone(),
+        state_dir: folder.join(format!("{}.state", gateway.name)),
+        control: gateway.control.clone(),
+        secret: secret(gateway)?,
+        services: migration.services.clone(),
+        hold: migration.switch.hold.clone(),
+        ..Config::default()
+    })
+}
+
+/// The shared secret of a gateway: its `token`, or a file beside its socket that the first one to come writes.
+pub fn secret(gateway: &Gateway) -> Result<String, CliError> {
+    if let Some(token) = &gateway.token {
+        return resolve(token).map_err(|error| CliError::new(Exit::Credentials, error));
+    }
+    let path = gateway.control.with_extension("secret");
+    if !path.exists() {
+        if let Some(folder) = path.parent() {
+            paths::private_folder(folder)?;
+        }
+        publish_once(&path, &paths::fresh_secret()?)?;
+    }
+    std::fs::read_to_string(&path).map(|text| text.trim().to_owned()).map_err(with_path(&path))
+}
+
+/// Two processes may come at once: whoever links its file first wins, and both read that one.
+fn publish_once(path: &Path, secret: &str) -> Result<(), CliError> {
+    let mine = path.with_extension(format!("secret-{}", std::process::id()));
+    paths::write_private(&mine, secret.as_bytes())?;
+    let linked = std::fs::hard_link(&mine, path);
+    let removed = std::fs::remove_file(&mine);
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(with_path(path)(error)),
+        _ => removed.map_err(with_path(&mine)),
+    }
+}

@@ -1,0 +1,197 @@
+//! The commands that steer a run under way: each is one order to its engine, shown until it is done.
+
+use super::Context;
+use crate::exit::{CliError, Exit};
+use crate::printer::count;
+use crate::view::follow::{self, journal_error};
+use crate::view::lines;
+use clap::Args;
+use rehome_engine::{Command, CommandOutcome};
+use rehome_journal::RunView;
+use std::cell::Cell;
+
+/// Compare both sides independently; exits 10 when they differ
+#[derive(Debug, Args)]
+pub struct VerifyArgs {}
+
+/// Send a share of the reads to the other side
+///
+/// Takes effect within milliseconds, without a reload. Clients that wrote go on reading from the owner until their write
+/// has arrived; nobody reads the other side while its lag is unknown or above the service's bound.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  rehome shift 25%\n  rehome shift 0")]
+pub struct ShiftArgs {
+    /// The share, e.g. 25%
+    #[arg(value_name = "PERCENT", value_parser = percent)]
+    pub percent: u8,
+}
+
+/// Move the ownership to the other side: hold, fence, drain, verify, seal, commit, open
+#[derive(Debug, Args)]
+pub struct SwitchArgs {
+    /// Go up to the commit, take it back, and report how long writes waited
+    #[arg(long)]
+    pub rehearse: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Switch back to the source, with everything written since
+#[derive(Debug, Args)]
+pub struct ReverseArgs {
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Stop copying and following for a while; users are not affected
+#[derive(Debug, Args)]
+pub struct PauseArgs {}
+
+/// Go on after a pause
+#[derive(Debug, Args)]
+pub struct ResumeArgs {}
+
+/// Give the migration up and take back what was made on the target
+///
+/// Only while the source is the owner; after a switch, `rehome reverse` comes first.
+#[derive(Debug, Args)]
+pub struct CancelArgs {
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// End the migration: no way back from here
+///
+/// The source stays closed to writes and is left as it is. Refused while traffic still arrives on the old entry.
+#[derive(Debug, Args)]
+pub struct CompleteArgs {
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+fn percent(text: &str) -> Result<u8, String> {
+    let number = text.trim().trim_end_matches('%').trim();
+    number.parse::<u8>().ok().filter(|share| *share <= 100).ok_or_else(|| "write a share from 0% to 100%, like 25%".to_owned())
+}
+
+/// Gives the order, shows what happens until it is done, and says how it ended.
+async fn steer(context: &Context<'_>, command: Command, quiet: bool) -> Result<CommandOutcome, CliError> {
+    let run = context.run_folder()?;
+    let before = RunView::load(&run.path).map_err(|error| journal_error(&error))?;
+    if before.stage.is_final() {
+        return Err(CliError::failed(format!("run {} is {}; there is nothing to steer", run.name(), before.phase))
+            .hint("see `rehome report`"));
+    }
+    let mut engine = context.engine(&run).await?;
+    if quiet {
+        return engine.give(command).await;
+    }
+    let answered = Cell::new(false);
+    let order = async {
+        let answer = engine.give(command).await;
+        answered.set(true);
+        answer
+    };
+    let (answer, watched) =
+        tokio::join!(order, follow::until(context.printer, &run, before.last_seq, |_| answered.get()));
+    watched?;
+    answer
+}
+
+fn say(context: &Context<'_>, outcome: &CommandOutcome, done: &str) {
+    let text = match outcome {
+        CommandOutcome::Done => done.to_owned(),
+        CommandOutcome::Verified { compared, differences_total, .. } => {
+            format!("{} objects compared, {} differ", count(*compared), count(*differences_total))
+        }
+        CommandOutcome::Switched { report } | CommandOutcome::Rehearsed { report } => lines::outcome(report),
+    };
+    if context.global.json {
+        context.printer.json(&serde_json::json!({ "type": "summary", "ui": "1.0", "message": text, "outcome": outcome }));
+    } else {
+        context.printer.line(&text);
+    }
+}
+
+pub async fn verify(context: &Context<'_>, _: &VerifyArgs) -> Result<Exit, CliError> {
+    let outcome = steer(context, Command::Verify, false).await?;
+    say(context, &outcome, "");
+    let CommandOutcome::Verified { differences, differences_total, .. } = &outcome else { return Ok(Exit::Done) };
+    if !context.global.json {
+        differences.iter().for_each(|difference| context.printer.line(&super::doctor::line(difference)));
+    }
+    Ok(if *differences_total == 0 { Exit::Done } else { Exit::Differences })
+}
+
+pub async fn shift(context: &Context<'_>, args: &ShiftArgs) -> Result<Exit, CliError> {
+    let outcome = steer(context, Command::Shift { percent: args.percent, service: None }, true).await?;
+    say(context, &outcome, &format!("{} % of reads go to the other side", args.percent));
+    Ok(Exit::Done)
+}
+
+pub async fn switch(context: &Context<'_>, args: &SwitchArgs) -> Result<Exit, CliError> {
+    if !args.rehearse {
+        context.printer.confirm("Writes will wait for a moment and then go to the other side.", args.yes)?;
+    }
+    let outcome = steer(context, Command::Switch { rehearse: args.rehearse }, false).await?;
+    say(context, &outcome, "");
+    Ok(Exit::Done)
+}
+
+pub async fn reverse(context: &Context<'_>, args: &ReverseArgs) -> Result<Exit, CliError> {
+    context.printer.confirm("Writes will wait for a moment and then go to the source again.", args.yes)?;
+    let outcome = steer(context, Command::Reverse { rehearse: false }, false).await?;
+    say(context, &outcome, "");
+    Ok(Exit::Reversed)
+}
+
+pub async fn pause(context: &Context<'_>, _: &PauseArgs) -> Result<Exit, CliError> {
+    let outcome = steer(context, Command::Pause, true).await?;
+    say(context, &outcome, "paused; `rehome resume` goes on");
+    Ok(Exit::Done)
+}
+
+pub async fn resume(context: &Context<'_>, _: &ResumeArgs) -> Result<Exit, CliError> {
+    let outcome = steer(context, Command::Resume, true).await?;
+    say(context, &outcome, "going on");
+    Ok(Exit::Done)
+}
+
+pub async fn cancel(context: &Context<'_>, args: &CancelArgs) -> Result<Exit, CliError> {
+    context.printer.confirm("What was made on the target will be taken back; the source goes on as before.", args.yes)?;
+    let outcome = steer(context, Command::Cancel, false).await?;
+    say(context, &outcome, "cancelled: the source goes on as before");
+    Ok(Exit::Done)
+}
+
+pub async fn complete(context: &Context<'_>, args: &CompleteArgs) -> Result<Exit, CliError> {
+    context.printer.confirm("After this there is no way back: the target stays the owner.", args.yes)?;
+    let outcome = steer(context, Command::Complete, false).await?;
+    say(context, &outcome, "completed: the target owns the application");
+    if !context.global.json {
+        if let Ok((_, migration)) = context.migration() {
+            for service in &migration.services {
+                context.printer.hint(&format!(
+                    "take the gateway out of the path: point users of {} at {} instead of {}, wait until its access log is quiet, then stop it",
+                    service.name, service.target, service.listen
+                ));
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_share_is_written_with_or_without_its_sign() {
+        assert_eq!(super::percent("25%"), Ok(25));
+        assert_eq!(super::percent("0"), Ok(0));
+        assert!(super::percent("101%").is_err());
+        assert!(super::percent("a quarter").is_err());
+    }
+}

@@ -1,0 +1,95 @@
+//! Builds the world of a run out of its migration file: parts, gateways, workers, clock, faults.
+
+use super::faults::Planned;
+use super::gateways::ControlledGateways;
+use super::launch::Extras;
+use super::ports::{GuardProcess, ShellWorkers};
+use crate::commands::{self, Context};
+use crate::exit::CliError;
+use crate::paths::{self, RunFolder};
+use rehome_engine::ports::Gateways;
+use rehome_engine::{ServiceInfo, SessionRule, Settings, SystemClock, World};
+use rehome_part::Part;
+use rehome_spec::{Migration, Secret, Sessions};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+type Resolve<'a> = &'a dyn Fn(&Secret) -> Result<String, String>;
+
+/// Every part of the file, its state below `folder`.
+pub fn parts(
+    migration: &Migration,
+    folder: &Path,
+    secret: Resolve<'_>,
+    sabotage: &[String],
+) -> Result<Vec<Arc<dyn Part>>, CliError> {
+    let one = |objects: &rehome_spec::Objects| {
+        let state = folder.join(&objects.name);
+        paths::private_folder(&state)?;
+        rehome_objects::part(objects, &state, secret, sabotage)
+            .map_err(|error| CliError::from(error).within(&format!("cannot open {}", objects.name)))
+    };
+    migration.objects.iter().map(one).collect()
+}
+
+/// Everything an engine (or a guard that takes over) acts through.
+pub fn build(context: &Context<'_>, run: &RunFolder, migration: &Migration, extras: &Extras) -> Result<World, CliError> {
+    let parts = parts(migration, &run.path.join("parts"), &commands::resolve, &extras.sabotage)?;
+    let uses: BTreeMap<String, Vec<String>> =
+        migration.services.iter().map(|service| (service.name.clone(), service.uses.clone())).collect();
+    let gateways: Vec<_> =
+        if migration.services.is_empty() { Vec::new() } else { migration.gateways_or_default(&context.home) };
+    let gateways = ControlledGateways::new(
+        &gateways,
+        &run.name(),
+        vec![run.socket(), run.guard_socket()],
+        run.read_secret()?,
+        migration.switch.sessions,
+        uses,
+    )?;
+    let gateways: Arc<dyn Gateways> = Arc::new(gateways);
+    Ok(World {
+        parts,
+        services: services(migration),
+        gateways,
+        workers: Arc::new(ShellWorkers { workers: migration.workers.clone() }),
+        clock: Arc::new(SystemClock),
+        faults: Arc::new(Planned::new(&extras.faults, &extras.sabotage)),
+        guard: Arc::new(GuardProcess {
+            home: context.home.clone(),
+            run: run.clone(),
+            arguments: extras.guard_arguments(),
+        }),
+    })
+}
+
+fn services(migration: &Migration) -> Vec<ServiceInfo> {
+    migration
+        .services
+        .iter()
+        .map(|service| ServiceInfo {
+            name: service.name.clone(),
+            uses: service.uses.clone(),
+            max_staleness: service.max_staleness.0,
+        })
+        .collect()
+}
+
+pub fn settings(migration: &Migration) -> Settings {
+    let switch = &migration.switch;
+    Settings {
+        max_pause: switch.max_pause.0,
+        in_flight_deadline: switch.in_flight_deadline.0,
+        read_steps: switch.read_steps.clone(),
+        read_step_time: switch.read_step_time.0,
+        soak: switch.soak.0,
+        hold_requests: switch.hold.requests,
+        sessions: match switch.sessions {
+            Sessions::Wait => SessionRule::Wait,
+            Sessions::Close => SessionRule::Close,
+            Sessions::Refuse => SessionRule::Refuse,
+        },
+        ..Settings::default()
+    }
+}
