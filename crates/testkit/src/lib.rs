@@ -5,5 +5,7 @@
 pub mod cloud;
 mod listen;
 mod moment;
+pub mod s3;
+mod wire;
 
 pub use moment::monotonic_nanos;

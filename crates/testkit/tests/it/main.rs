@@ -1,0 +1,4 @@
+//! The test kit tried against itself, and against clients that no one here wrote.
+
+mod cloud;
+mod common;
