@@ -3,9 +3,11 @@
 //! Nothing here takes part in a real migration, and nothing here uses the code it is meant to check.
 
 pub mod cloud;
+pub mod delay;
 mod listen;
 mod moment;
 pub mod s3;
+pub mod shop;
 mod wire;
 
 pub use moment::monotonic_nanos;

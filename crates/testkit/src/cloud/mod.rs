@@ -11,7 +11,7 @@ mod listing;
 mod multipart;
 mod mutation;
 mod policy;
-mod process;
+pub(crate) mod process;
 mod record;
 mod store;
 

@@ -14,9 +14,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Clone, Serialize, serde::Deserialize)]
 pub(crate) struct Ready {
     pub pid: u32,
-    pub address: std::net::SocketAddr,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub events_address: Option<std::net::SocketAddr>,
+    /// Where it really listens: S3 and the change feed, or the shop, or what is forwarded.
+    pub addresses: Vec<std::net::SocketAddr>,
 }
 
 /// Runs the S3 server described by the JSON file (mode 0600) until SIGTERM, SIGINT or, unless told otherwise, the end of
@@ -26,11 +25,7 @@ pub async fn main_s3(config_path: &Path) -> Result<(), CloudError> {
     let shutdown = CancellationToken::new();
     let outlive = config.outlive_parent;
     let running = serve_s3(config, shutdown.clone()).await?;
-    say_ready(&Ready {
-        pid: std::process::id(),
-        address: running.address,
-        events_address: Some(running.events_address),
-    })?;
+    say_ready(&Ready { pid: std::process::id(), addresses: vec![running.address, running.events_address] })?;
     end_asked(outlive).await;
     shutdown.cancel();
     running.finished().await;
