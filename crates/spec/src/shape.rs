@@ -356,28 +356,46 @@ fn number_with_unit(text: &str, units: &[(&str, f64)], what: &str, example: &str
         (Ok(number), Some(factor)) => Ok(number * factor),
         _ => {
             let names: Vec<&str> = units.iter().map(|(name, _)| *name).collect();
-            Err(format!("`{text}` is not {what}: write a number and one of {}, like \"{example}\"", names.join(", ")))
+            Err(format!(
+                "`{text}` is not {what}: write a number and one of {}, like \"{example}\"",
+                names.join(", ")
+            ))
         }
     }
 }
 
-fn parse_span(text: &str) -> Result<Span, String> {
-    number_with_unit(text, &SPANS, "a length of time", "2s")
-        .map(|millis| Span(std::time::Duration::from_micros((millis * 1e3) as u64)))
+/// Longer times and larger sizes are slips, and beyond them numbers would no longer be exact.
+const LONGEST_DAYS: u64 = 3_650;
+const LARGEST_BYTES: f64 = (1u64 << 52) as f64;
+
+pub(crate) fn parse_span(text: &str) -> Result<Span, String> {
+    let millis = number_with_unit(text, &SPANS, "a length of time", "2s")?;
+    if millis > (LONGEST_DAYS * 86_400_000) as f64 {
+        return Err(format!("`{text}` is too long: at most {LONGEST_DAYS}d can be written"));
+    }
+    Ok(Span(std::time::Duration::from_micros((millis * 1e3).round() as u64)))
 }
 
-fn parse_size(text: &str) -> Result<Size, String> {
-    number_with_unit(text, &SIZES, "a size", "64MiB").map(|bytes| Size(bytes as u64))
+pub(crate) fn parse_size(text: &str) -> Result<Size, String> {
+    let bytes = number_with_unit(text, &SIZES, "a size", "64MiB")?;
+    if bytes > LARGEST_BYTES {
+        return Err(format!("`{text}` is too large: at most 4096TiB can be written"));
+    }
+    Ok(Size(bytes.round() as u64))
 }
 
-fn show_span(span: Span) -> String {
-    let millis = span.0.as_millis();
-    for (unit, factor) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
-        if millis >= factor && millis % factor == 0 {
-            return format!("{}{unit}", millis / factor);
+/// In the largest unit that is exact.
+pub(crate) fn show_span(span: Span) -> String {
+    let micros = span.0.as_micros();
+    for (unit, factor) in [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000)] {
+        if micros >= factor && micros % factor == 0 {
+            return format!("{}{unit}", micros / factor);
         }
     }
-    format!("{millis}ms")
+    match micros % 1_000 {
+        0 => format!("{}ms", micros / 1_000),
+        fraction => format!("{}.{fraction:03}ms", micros / 1_000),
+    }
 }
 
 fn show_size(size: Size) -> String {
@@ -387,4 +405,18 @@ fn show_size(size: Size) -> String {
         }
     }
     format!("{}B", size.0)
+}
+
+/// As it is written in the file, in the largest unit that is exact: `2s`, `250ms`, `1d`.
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&show_span(*self))
+    }
+}
+
+/// As it is written in the file, in the largest unit that is exact: `64MiB`.
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&show_size(*self))
+    }
 }

@@ -1,0 +1,331 @@
+//! How the values of a migration file fit together: names, references, limits that nest, stores and their keys.
+//! Values that are wrong by themselves were reported already and are passed over here.
+
+use super::values::{is_private, store_url};
+use super::{listed, nearest};
+use crate::problem::{Raw, quote};
+use crate::tree::{Entry, Kind, Node};
+use crate::{Hold, Switch};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use url::Url;
+
+pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
+    something_moves(root, found);
+    for list in ["objects", "services", "gateways", "workers"] {
+        unique(root.list(list), "name", &format!("two {list} are called"), found);
+    }
+    unique(root.list("services"), "listen", "two services listen on", found);
+    unique(root.list("gateways"), "control", "two gateways are controlled by", found);
+    switch(root, found);
+    for objects in root.list("objects") {
+        stores(root, objects, found);
+        fence(objects, found);
+    }
+    two_into_one(root, found);
+    for service in root.list("services") {
+        uses(root, service, found);
+        reads(service, found);
+        same_address(service, found);
+    }
+}
+
+fn something_moves(root: &Node, found: &mut Vec<Raw>) {
+    if root.get("migration").is_some() && root.get("objects").is_none() && root.get("services").is_none() {
+        found.push(
+            Raw::whole_file("nothing moves: the file has no `[[objects]]` and no `[[services]]`")
+                .hint("`rehome init` writes a file with an example of each"),
+        );
+    }
+}
+
+fn unique(items: &[Node], key: &str, what: &str, found: &mut Vec<Raw>) {
+    let mut seen: BTreeMap<&str, ()> = BTreeMap::new();
+    for value in items.iter().filter_map(|item| item.get(key)) {
+        let Some(text) = value.text().filter(|text| !text.is_empty()) else { continue };
+        if seen.insert(text, ()).is_some() {
+            let problem = Raw::error(&value.span, format!("{what} \"{}\"", quote(text)));
+            found.push(problem.hint(format!("give this one a `{key}` of its own")));
+        }
+    }
+}
+
+fn time(node: Option<&Node>, key: &str, default: crate::Span) -> Option<Duration> {
+    match node.and_then(|node| node.get(key)) {
+        None => Some(default.0),
+        Some(value) => crate::shape::parse_span(value.text()?).ok().map(|span| span.0),
+    }
+}
+
+/// Time-outs nest: what is inside ends before what is around it, so that giving up is always an orderly step.
+fn switch(root: &Node, found: &mut Vec<Raw>) {
+    let Some(table) = root.entry("switch") else { return };
+    let node = &table.value;
+    let (limits, hold_limits) = (Switch::default(), Hold::default());
+    let hold = node.get("hold");
+    let age = time(hold, "age", hold_limits.age);
+    let place = |key: &str| {
+        let own = node.get(key).or_else(|| hold.and_then(|hold| hold.get("age")));
+        own.map_or(&table.key_span, |value| &value.span).clone()
+    };
+    let inner = [
+        ("in_flight_deadline", time(Some(node), "in_flight_deadline", limits.in_flight_deadline)),
+        ("max_pause", time(Some(node), "max_pause", limits.max_pause)),
+    ];
+    for (key, value) in inner {
+        let (Some(value), Some(age)) = (value, age) else { continue };
+        if value >= age {
+            let (value, age) = (show(value), show(age));
+            found.push(
+                Raw::error(&place(key), format!("`{key}` ({value}) must be shorter than `hold.age` ({age})"))
+                    .hint("waiting requests would be refused before the switch gives up: lower this, or raise `hold.age`"),
+            );
+        }
+        if value.is_zero() {
+            let problem = Raw::error(&place(key), format!("`{key}` is zero"));
+            found.push(problem.hint("no switch can be that fast; write \"2s\""));
+        }
+    }
+    read_steps(node, found);
+    let bounds =
+        ["requests", "connections"].into_iter().filter_map(|key| hold?.get(key).map(|value| (key, value)));
+    for (key, value) in bounds.filter(|(_, value)| value.integer() == Some(0)) {
+        let problem = Raw::error(&value.span, format!("`hold.{key}` is 0, so nothing could wait"));
+        found.push(problem.hint("leave it out for the default"));
+    }
+}
+
+fn show(time: Duration) -> String {
+    crate::shape::show_span(crate::Span(time))
+}
+
+fn read_steps(switch: &Node, found: &mut Vec<Raw>) {
+    let mut before = 0;
+    for step in switch.list("read_steps") {
+        let Some(percent) = step.integer() else { continue };
+        let problem = if percent > 99 {
+            "a step above 99 % is no step: all reads go over with the switch itself".to_owned()
+        } else if percent < 1 {
+            "a step is at least 1 %".to_owned()
+        } else if percent <= before {
+            format!("the steps must grow, and {percent} comes after {before}")
+        } else {
+            before = percent;
+            continue;
+        };
+        found.push(
+            Raw::error(&step.span, format!("`read_steps`: {problem}"))
+                .hint("write for example [1, 5, 25, 50]"),
+        );
+        before = percent;
+    }
+}
+
+fn stores(root: &Node, objects: &Node, found: &mut Vec<Raw>) {
+    for side in ["source", "target"] {
+        let Some(store) = objects.entry(side) else { continue };
+        let Some(url) = store.value.text_of("url").and_then(store_url) else { continue };
+        if url.scheme() == "file" {
+            for key in ["access_key", "secret_key", "endpoint"] {
+                if let Some(entry) = store.value.entry(key) {
+                    found.push(Raw::warning(
+                        &entry.key_span,
+                        format!("a local folder has no `{key}`; it is not used"),
+                    ));
+                }
+            }
+        } else if !matches!(url.scheme(), "gcs" | "azblob") {
+            keys(store, found);
+            region(root, store, side, url.scheme(), found);
+        }
+        plain_http(&store.value, found);
+    }
+    let address = |side| {
+        let store = objects.get(side)?;
+        let url = store.text_of("url").map(|url| url.trim_end_matches('/'))?;
+        Some((url, store.text_of("endpoint"), store.text_of("region")))
+    };
+    if let (Some(source), Some(target)) = (address("source"), address("target"))
+        && source == target
+        && !source.0.is_empty()
+        && let Some(entry) = objects.entry("target")
+    {
+        let place = entry.value.get("url").map_or(&entry.key_span, |url| &url.span);
+        let problem =
+            Raw::error(place, format!("source and target are the same place, \"{}\"", quote(source.0)));
+        found.push(problem.hint("name the bucket of the new cloud"));
+    }
+}
+
+fn keys(store: &Entry, found: &mut Vec<Raw>) {
+    let (access, secret) = (store.value.get("access_key").is_some(), store.value.get("secret_key").is_some());
+    let missing = match (access, secret) {
+        (true, true) => return,
+        (true, false) => "`secret_key`",
+        (false, true) => "`access_key`",
+        (false, false) => "`access_key` and no `secret_key`",
+    };
+    found.push(
+        Raw::error(&store.key_span, format!("`{}` has no {missing}", store.key))
+            .hint("add `access_key = \"env:ID\", secret_key = \"env:SECRET\"`: the migration's own keys, not the application's"),
+    );
+}
+
+/// Without an endpoint the address of the service follows from the region.
+fn region(root: &Node, store: &Entry, side: &str, scheme: &str, found: &mut Vec<Raw>) {
+    let named = store.value.get("endpoint").is_some()
+        || store.value.get("region").is_some()
+        || root.get("migration").and_then(|m| m.get(side)).is_some_and(|place| place.get("region").is_some());
+    if !named {
+        let problem = Raw::error(
+            &store.key_span,
+            format!("nothing says in which region `{scheme}://` is to be reached"),
+        );
+        let hint = format!("add `region` here or to `{side}` of `[migration]`, or an `endpoint` here");
+        found.push(problem.hint(hint));
+    }
+}
+
+fn plain_http(store: &Node, found: &mut Vec<Raw>) {
+    let Some(endpoint) = store.get("endpoint") else { return };
+    let Some(url) = endpoint.text().and_then(|text| Url::parse(text).ok()) else { return };
+    if url.scheme() == "http" && !is_private(&url) {
+        let problem =
+            Raw::warning(&endpoint.span, "data and signed requests would cross a public network without TLS");
+        found.push(problem.hint("write `https://`"));
+    }
+}
+
+fn two_into_one(root: &Node, found: &mut Vec<Raw>) {
+    let mut seen: Vec<(String, String)> = Vec::new();
+    for objects in root.list("objects") {
+        let Some(target) = objects.get("target") else { continue };
+        let Some(url) = target.get("url") else { continue };
+        let Some(text) = url.text().filter(|text| store_url(text).is_some()) else { continue };
+        let folder = format!("{}/", text.trim_end_matches('/'));
+        let endpoint = target.text_of("endpoint").unwrap_or_default().to_owned();
+        let clash = seen.iter().any(|(other, at)| {
+            *at == endpoint && (other.starts_with(&folder) || folder.starts_with(other.as_str()))
+        });
+        if clash {
+            let problem = Raw::error(&url.span, format!("two objects move into \"{}\"", quote(text)));
+            found.push(problem.hint("give each a bucket or prefix of its own, none inside another"));
+        }
+        seen.push((folder, endpoint));
+    }
+}
+
+fn fence(objects: &Node, found: &mut Vec<Raw>) {
+    let plan = objects.get("fence");
+    let by = plan.and_then(|plan| plan.text_of("by")).unwrap_or("policy");
+    let place = plan.and_then(|plan| plan.get("by")).or(plan).map(|node| node.span.clone());
+    let place = place.or_else(|| objects.entry("source").map(|entry| entry.key_span.clone())).unwrap_or(0..0);
+    match by {
+        "none" => found.push(
+            Raw::warning(&place, "without a fence, nothing keeps a forgotten writer out of the old side")
+                .hint("the report will say \"one writable side: not proven\""),
+        ),
+        "policy" => policy(objects, &place, found),
+        _ => {}
+    }
+    let Some(plan) = plan else { return };
+    for (kind, keys) in [("command", ["close", "open"]), ("hook", ["source", "target"])] {
+        for key in keys {
+            match (by == kind, plan.entry(key)) {
+                (true, None) => found.push(
+                    Raw::error(&place, format!("a fence by {kind} needs `{key}`")).hint(fence_example(kind)),
+                ),
+                (true, Some(entry)) if kind == "command" && plan.list(key).is_empty() => {
+                    found.push(
+                        Raw::error(&entry.value.span, format!("`{key}` is empty")).hint(fence_example(kind)),
+                    );
+                }
+                // An empty list says nothing; programs write it.
+                (false, Some(entry)) if !is_empty_list(&entry.value) => found.push(
+                    Raw::error(
+                        &entry.key_span,
+                        format!("`{key}` is for a fence by {kind}; this one is by {by}"),
+                    )
+                    .hint(format!("write `by = \"{kind}\"`, or take `{key}` out")),
+                ),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn is_empty_list(node: &Node) -> bool {
+    matches!(&node.kind, Kind::List(items) if items.is_empty())
+}
+
+fn fence_example(kind: &str) -> &'static str {
+    match kind {
+        "command" => {
+            "for example `close = [\"/usr/local/bin/shop-ctl\", \"read-only\", \"{side}\"]`, and `open` alike"
+        }
+        _ => {
+            "for example `source = { url = \"https://shop.example/fence\", token = \"env:FENCE_TOKEN\" }`, and `target` alike"
+        }
+    }
+}
+
+fn policy(objects: &Node, place: &std::ops::Range<usize>, found: &mut Vec<Raw>) {
+    let scheme = |side| {
+        let url = objects.get(side).and_then(|store| store.text_of("url")).and_then(store_url)?;
+        Some(url.scheme().to_owned())
+    };
+    let without = ["source", "target"]
+        .into_iter()
+        .filter_map(scheme)
+        .find(|scheme| matches!(scheme.as_str(), "file" | "azblob"));
+    if let Some(scheme) = without {
+        found.push(Raw::warning(place, format!("`{scheme}://` has no bucket policy to fence with")).hint(
+            "say how writers are kept out: `fence = { by = \"command\", … }`, `\"hook\"` or `\"none\"`",
+        ));
+    } else if objects.get("application").is_none() && objects.get("source").is_some() {
+        found.push(Raw::warning(place, "nothing can prove the fence: `application` is missing").hint(
+            "add the application's own keys of both sides; the proof is a write that they are refused",
+        ));
+    }
+}
+
+fn uses(root: &Node, service: &Node, found: &mut Vec<Raw>) {
+    let parts: Vec<&str> =
+        root.list("objects").iter().filter_map(|objects| objects.text_of("name")).collect();
+    for used in service.list("uses") {
+        let Some(name) = used.text().filter(|name| !parts.contains(name)) else { continue };
+        let problem = Raw::error(&used.span, format!("no part is called \"{}\"", quote(name)));
+        let problem = match nearest(name, parts.iter().copied()) {
+            Some(guess) => problem.hint(format!("did you mean \"{guess}\"?")),
+            None => problem,
+        };
+        found.push(match parts.is_empty() {
+            true => problem.hint("the file has no parts yet: add `[[objects]]` with this name"),
+            false => problem.hint(format!("parts of this file: {}", listed(parts.iter().copied()))),
+        });
+    }
+}
+
+fn reads(service: &Node, found: &mut Vec<Raw>) {
+    for method in service.list("reads") {
+        let Some(name) = method.text().filter(|name| matches!(*name, "POST" | "PUT" | "PATCH" | "DELETE"))
+        else {
+            continue;
+        };
+        found.push(
+            Raw::warning(&method.span, format!("`reads` holds {name}, which usually writes"))
+                .hint("a read is never held, and may go to the side that does not own the data"),
+        );
+    }
+}
+
+fn same_address(service: &Node, found: &mut Vec<Raw>) {
+    let clean = |key| service.text_of(key).map(|text| text.trim_end_matches('/'));
+    if let (Some(source), Some(target)) = (clean("source"), clean("target"))
+        && source == target
+        && let Some(value) = service.get("target")
+    {
+        let problem = Raw::error(&value.span, "`source` and `target` are the same address");
+        found.push(problem.hint("write where the service runs in the new cloud"));
+    }
+}

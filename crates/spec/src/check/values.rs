@@ -1,0 +1,386 @@
+//! Single values: times, sizes, references to secrets, names, addresses. What a value means beside others is in `rules`.
+
+use super::{listed, nearest};
+use crate::problem::{Raw, is_reference, quote};
+use crate::secret;
+use std::net::SocketAddr;
+use std::ops::Range;
+use url::{Host, Url};
+
+/// Kinds of stores, with what people call them elsewhere.
+pub(super) const STORE_SCHEMES: [&str; 7] = ["s3", "oss", "cos", "obs", "gcs", "azblob", "file"];
+const ALIASES: [(&str, &str); 9] = [
+    ("gs", "gcs"),
+    ("az", "azblob"),
+    ("azure", "azblob"),
+    ("wasb", "azblob"),
+    ("wasbs", "azblob"),
+    ("s3a", "s3"),
+    ("s3n", "s3"),
+    ("cosn", "cos"),
+    ("minio", "s3"),
+];
+
+pub(super) const HOW_TO_REFER: &str =
+    "write where the secret is kept: \"env:NAME\", \"file:PATH\" or \"cmd:PROGRAM ARG\"";
+
+/// The longest path of a unix socket.
+const MAX_SOCKET_PATH: usize = 107;
+const MAX_NAME: usize = 64;
+
+/// What to write for a key that is missing or wrong.
+pub(super) fn example_of(shape: Option<&str>, key: &str) -> String {
+    let example = match (shape, key) {
+        (None | Some("Migration"), "migration") => {
+            "begin with `[migration]`, its `name`, `source` and `target`"
+        }
+        (Some("Header"), "source") => "add `source = { cloud = \"aliyun\", region = \"cn-hangzhou\" }`",
+        (Some("Header"), "target") => "add `target = { cloud = \"tencent\", region = \"ap-shanghai\" }`",
+        (Some("Header"), "name") => "add `name = \"shop\"`",
+        (Some("Place"), "cloud") => "add `cloud = \"aliyun\"`: any word that tells you where it is",
+        (Some("Objects"), "source") => {
+            "add `source = { url = \"oss://bucket\", access_key = \"env:ID\", secret_key = \"env:SECRET\" }`"
+        }
+        (Some("Objects"), "target") => {
+            "add `target = { url = \"cos://bucket\", access_key = \"env:ID\", secret_key = \"env:SECRET\" }`"
+        }
+        (Some("Store"), "url") => "add `url = \"s3://bucket/prefix\"`",
+        (Some("Service"), "source") => "add `source = \"http://10.0.0.5:8000\"`: where it runs today",
+        (Some("Service"), "target") => "add `target = \"http://10.8.0.5:8000\"`: where it will run",
+        (_, "listen") => "add `listen = \"0.0.0.0:8080\"`: where the gateway takes requests",
+        (_, "control") => "add `control = \"/run/rehome/gateway.sock\"`",
+        (_, "stop") => "add `stop = \"systemctl stop NAME\"`",
+        (_, "start") => "add `start = \"systemctl start NAME\"`",
+        (_, "is_stopped") => "add `is_stopped = \"! systemctl is-active NAME\"`: succeeds when it is stopped",
+        (_, "access_key" | "secret_key" | "token") => return format!("add `{key} = \"env:NAME\"`"),
+        (_, "name") => "add `name = \"media\"`",
+        (_, "url") => "add `url = \"https://shop.example/changes\"`",
+        (_, "read_steps") => "read_steps = [1, 5, 25, 50]",
+        (_, "uses") => "uses = [\"media\"]",
+        _ => return format!("{key} = …"),
+    };
+    example.to_owned()
+}
+
+/// Checks one text by the name of its shape and the keys that lead to it.
+pub(super) fn check(
+    shape: Option<&str>,
+    path: &[String],
+    text: &str,
+    span: &Range<usize>,
+    found: &mut Vec<Raw>,
+) {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let problem = match (shape, path.as_slice()) {
+        (Some("Span"), [.., key]) => {
+            crate::shape::parse_span(text).err().map(|why| span_problem(key, text, &why, span))
+        }
+        (Some("Size"), [.., key]) => {
+            crate::shape::parse_size(text).err().map(|why| size_problem(key, text, &why, span))
+        }
+        (Some("Secret"), [.., key]) => secret_problem(key, text, span),
+        (Some("ClientKey"), _) => client_key(text, span),
+        (_, ["migration" | "objects" | "services" | "gateways" | "workers", "name"]) => name(text, span),
+        (_, ["objects", "source" | "target", "url"]) => store(text, span),
+        (_, ["objects", .., "endpoint"]) => {
+            service_address("endpoint", text, "https://oss-cn-hangzhou.aliyuncs.com", span)
+        }
+        (_, ["objects", "changes" | "fence", _, "url"]) => web_address("url", text, span).err(),
+        (_, ["services", key @ ("source" | "target")]) => {
+            service_address(key, text, "http://10.0.0.5:8000", span)
+        }
+        (_, ["services", "listen"]) => listen(text, span),
+        (_, ["services", "health"]) => health(text, span),
+        (_, ["services", "reads"]) => method(text, span),
+        (_, ["gateways", "control"]) => control(text, span),
+        (_, ["workers", key @ ("stop" | "start" | "is_stopped")]) => not_empty(key, text, span),
+        (_, ["migration", "source" | "target", key @ "cloud"]) => not_empty(key, text, span),
+        (_, ["migration", key @ "journal_copy"]) => not_empty(key, text, span),
+        _ => None,
+    };
+    found.extend(problem);
+}
+
+fn span_problem(key: &str, text: &str, why: &str, span: &Range<usize>) -> Raw {
+    const UNITS: [(&str, &str); 14] = [
+        ("sec", "s"),
+        ("secs", "s"),
+        ("second", "s"),
+        ("seconds", "s"),
+        ("min", "m"),
+        ("mins", "m"),
+        ("minute", "m"),
+        ("minutes", "m"),
+        ("hour", "h"),
+        ("hours", "h"),
+        ("hr", "h"),
+        ("day", "d"),
+        ("days", "d"),
+        ("msec", "ms"),
+    ];
+    unit_problem(key, text, why, span, "a length of time", &UNITS, "s")
+}
+
+fn size_problem(key: &str, text: &str, why: &str, span: &Range<usize>) -> Raw {
+    const UNITS: [(&str, &str); 12] = [
+        ("k", "KiB"),
+        ("kb", "KB"),
+        ("kib", "KiB"),
+        ("m", "MiB"),
+        ("mb", "MB"),
+        ("mib", "MiB"),
+        ("g", "GiB"),
+        ("gb", "GB"),
+        ("gib", "GiB"),
+        ("t", "TiB"),
+        ("tb", "TB"),
+        ("b", "B"),
+    ];
+    unit_problem(key, text, why, span, "a size", &UNITS, "MiB")
+}
+
+fn unit_problem(
+    key: &str,
+    text: &str,
+    why: &str,
+    span: &Range<usize>,
+    what: &str,
+    units: &[(&str, &str)],
+    usual: &str,
+) -> Raw {
+    let problem = Raw::error(span, format!("`{key}`: \"{}\" is not {what}", quote(text)));
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(digits);
+    let unit = unit.trim().to_lowercase();
+    let meant = match unit.as_str() {
+        "" => Some(usual),
+        unit => units.iter().find(|(name, _)| *name == unit).map(|(_, meant)| *meant),
+    };
+    match meant.filter(|_| number.parse::<f64>().is_ok()) {
+        Some(meant) => problem.hint(format!("write `{key} = \"{number}{meant}\"`")),
+        // What follows the colon says what to write.
+        None => problem.hint(why.split_once(": ").map_or(why, |(_, advice)| advice).to_owned()),
+    }
+}
+
+fn secret_problem(key: &str, text: &str, span: &Range<usize>) -> Option<Raw> {
+    let how = |problem: Raw| problem.hint(HOW_TO_REFER);
+    if text.trim().is_empty() {
+        return Some(how(Raw::error(span, format!("`{key}` is empty"))));
+    }
+    if !is_reference(text) {
+        let variable = format!("REHOME_{}", key.to_uppercase());
+        let text = format!("`{key}` holds a secret in plain text, or something that is no reference");
+        return Some(how(Raw::error(span, text))
+            .hint(format!("put it into the environment and write `{key} = \"env:{variable}\"`; a secret that was in a file is spent: renew it")));
+    }
+    secret::check_reference(text).err().map(|why| how(Raw::error(span, format!("`{key}`: {why}"))))
+}
+
+fn name(text: &str, span: &Range<usize>) -> Option<Raw> {
+    let problem = |why: String| {
+        Some(Raw::error(span, why).hint("use letters, digits, `-` and `_`, like \"shop-media\""))
+    };
+    if text.is_empty() {
+        return problem("`name` is empty".into());
+    }
+    if text.len() > MAX_NAME {
+        return problem(format!("`name` is longer than {MAX_NAME} characters"));
+    }
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    match text.chars().find(|c| !good(*c)) {
+        Some(bad) => problem(format!("`name` cannot hold `{}`", bad.escape_debug())),
+        // It becomes the name of a folder and an argument of commands.
+        None if text.starts_with('-') => problem("`name` cannot begin with `-`".into()),
+        None => None,
+    }
+}
+
+fn not_empty(key: &str, text: &str, span: &Range<usize>) -> Option<Raw> {
+    text.trim().is_empty().then(|| Raw::error(span, format!("`{key}` is empty")).hint(example_of(None, key)))
+}
+
+fn client_key(text: &str, span: &Range<usize>) -> Option<Raw> {
+    let named = |kind: &str| {
+        text.strip_prefix(kind).is_some_and(|name| !name.is_empty() && name.chars().all(is_token))
+    };
+    if text == "address" || named("cookie:") || named("header:") {
+        return None;
+    }
+    let problem = Raw::error(span, format!("\"{}\" does not tell clients apart", quote(text)));
+    Some(problem.hint("write \"cookie:NAME\", \"header:NAME\" or \"address\""))
+}
+
+/// A character of an HTTP method or header name.
+fn is_token(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
+}
+
+fn method(text: &str, span: &Range<usize>) -> Option<Raw> {
+    if text.is_empty() || !text.chars().all(is_token) {
+        return Some(
+            Raw::error(span, format!("\"{}\" is not an HTTP method", quote(text)))
+                .hint("write for example \"GET\""),
+        );
+    }
+    let upper = text.to_uppercase();
+    (upper != text).then(|| {
+        Raw::error(span, format!("\"{}\" would match no request: methods have capital letters", quote(text)))
+            .hint(format!("write \"{upper}\""))
+    })
+}
+
+/// The parts of a store's address that matter here.
+pub(super) fn store_url(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| STORE_SCHEMES.contains(&url.scheme()))
+}
+
+fn store(text: &str, span: &Range<usize>) -> Option<Raw> {
+    let example = "write for example \"s3://bucket/prefix\" or \"file:///srv/media\"";
+    let Ok(url) = Url::parse(text) else {
+        return Some(
+            Raw::error(span, format!("\"{}\" is not the address of a store", quote(text))).hint(example),
+        );
+    };
+    if carries_a_password(&url) {
+        return Some(password_in(span, "access_key and secret_key"));
+    }
+    let scheme = url.scheme();
+    if !STORE_SCHEMES.contains(&scheme) {
+        let problem = Raw::error(span, format!("no kind of store is called `{}`", quote(scheme)));
+        let alias = ALIASES.iter().find(|(alias, _)| *alias == scheme).map(|(_, meant)| *meant);
+        let problem = match alias.or_else(|| nearest(scheme, STORE_SCHEMES)) {
+            Some(guess) => problem.hint(format!("did you mean `{guess}://`?")),
+            None if matches!(scheme, "http" | "https") => problem
+                .hint("name the bucket in `url` (\"s3://bucket\") and put this address into `endpoint`"),
+            None => problem,
+        };
+        return Some(problem.hint(format!("known kinds: {}", listed(STORE_SCHEMES))));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        let text = "the address of a store has no `?` and no `#`";
+        return Some(Raw::error(span, text).hint("regions, endpoints and keys have keys of their own; write a `#` or `?` of a prefix as %23 or %3F"));
+    }
+    let host = url.host_str().unwrap_or_default();
+    match (scheme, host) {
+        ("file", "") if url.path().len() > 1 => None,
+        ("file", "") => {
+            Some(Raw::error(span, "this address names no folder").hint("write \"file:///srv/media\""))
+        }
+        ("file", _) => Some(
+            Raw::error(span, "a local folder has no host")
+                .hint("write three slashes and the whole path: \"file:///srv/media\""),
+        ),
+        (_, "") => Some(
+            Raw::error(span, format!("`{}` names no bucket", quote(text)))
+                .hint(format!("write \"{scheme}://bucket\" or \"{scheme}://bucket/prefix\"")),
+        ),
+        _ if url.port().is_some() => {
+            Some(Raw::error(span, "a bucket has no port").hint("put the service's address into `endpoint`"))
+        }
+        _ => None,
+    }
+}
+
+fn carries_a_password(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
+fn password_in(span: &Range<usize>, keys: &str) -> Raw {
+    Raw::error(span, "this address carries a user or password in plain text")
+        .hint(format!("take it out of the address and use {keys}"))
+}
+
+/// `http://` or `https://` with a host.
+fn web_address(key: &str, text: &str, span: &Range<usize>) -> Result<Url, Raw> {
+    let example = "write it with `http://` or `https://`, like \"http://10.0.0.5:8000\"";
+    let Ok(url) = Url::parse(text) else {
+        return Err(Raw::error(span, format!("`{key}`: \"{}\" is not an address", quote(text))).hint(example));
+    };
+    if carries_a_password(&url) {
+        return Err(password_in(span, "a reference to a secret"));
+    }
+    if !matches!(url.scheme(), "http" | "https") {
+        let text = format!("`{key}` must begin with `http://` or `https://`, not `{}:`", quote(url.scheme()));
+        return Err(Raw::error(span, text).hint(example));
+    }
+    Ok(url)
+}
+
+/// An address of a whole service: nothing after host and port.
+fn service_address(key: &str, text: &str, example: &str, span: &Range<usize>) -> Option<Raw> {
+    let url = match web_address(key, text, span) {
+        Ok(url) => url,
+        Err(problem) => return Some(problem),
+    };
+    let surplus = match (url.path(), url.query(), url.fragment()) {
+        (_, _, Some(_)) => "a fragment",
+        (_, Some(_), _) => "a query",
+        (path, _, _) if path.len() > 1 => "a path",
+        _ => return None,
+    };
+    let bare = match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => format!("{}://{host}:{port}", url.scheme()),
+        (Some(host), None) => format!("{}://{host}", url.scheme()),
+        (None, _) => example.to_owned(),
+    };
+    let problem = Raw::error(span, format!("`{key}` is a host and a port; this one has {surplus}"));
+    Some(problem.hint(format!("write \"{}\"", quote(&bare))))
+}
+
+fn listen(text: &str, span: &Range<usize>) -> Option<Raw> {
+    if text.parse::<SocketAddr>().is_ok() {
+        return None;
+    }
+    let problem = Raw::error(span, format!("`listen`: \"{}\" is not address:port", quote(text)));
+    let port = text.rsplit(':').next().and_then(|port| port.trim_end_matches('/').parse::<u16>().ok());
+    let host = text.rsplit_once(':').map_or("", |(host, _)| host);
+    Some(match (host, port) {
+        ("localhost" | "http://localhost", Some(port)) => problem.hint(format!("write \"127.0.0.1:{port}\"")),
+        (_, Some(port)) => problem.hint(format!(
+            "write \"0.0.0.0:{port}\", or the address of one network card; IPv6 as \"[::]:{port}\""
+        )),
+        _ => {
+            problem.hint("write \"0.0.0.0:8080\", or the address of one network card; IPv6 as \"[::]:8080\"")
+        }
+    })
+}
+
+fn health(text: &str, span: &Range<usize>) -> Option<Raw> {
+    if text.starts_with('/') && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
+        return None;
+    }
+    Some(
+        Raw::error(span, format!("`health`: \"{}\" is not a path", quote(text)))
+            .hint("write a path that answers 200 on both sides, like \"/healthz\""),
+    )
+}
+
+fn control(text: &str, span: &Range<usize>) -> Option<Raw> {
+    if text.len() > MAX_SOCKET_PATH {
+        let text = format!(
+            "`control` is {} bytes long; a unix socket's path can have {MAX_SOCKET_PATH}",
+            text.len()
+        );
+        return Some(Raw::error(span, text).hint("choose a shorter one, like \"/run/rehome/gateway.sock\""));
+    }
+    if !text.starts_with('/') {
+        let text = "`control` must be a whole path: gateway and engine may be started in different folders";
+        return Some(Raw::error(span, text).hint("write for example \"/run/rehome/gateway.sock\""));
+    }
+    None
+}
+
+/// Is this the address of a machine on a network of one's own?
+pub(super) fn is_private(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+        Some(Host::Domain(name)) => {
+            !name.contains('.')
+                || [".local", ".internal", ".lan", ".localhost"].iter().any(|end| name.ends_with(end))
+        }
+        None => true,
+    }
+}
