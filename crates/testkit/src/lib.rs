@@ -5,9 +5,11 @@
 pub mod cloud;
 pub mod delay;
 mod listen;
+pub mod load;
 mod moment;
 pub mod s3;
 pub mod shop;
 mod wire;
+pub mod world;
 
 pub use moment::monotonic_nanos;
