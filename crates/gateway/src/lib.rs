@@ -1,9 +1,33 @@
 //! The gateway: an HTTP reverse proxy that splits reads, sends writes to the owner, and can hold writes for a switch.
 //! It never decides who the owner is, never opens the journal, and keeps serving when the engine is dead.
 
+mod access_log;
+mod asking;
+mod body;
 pub mod client;
+mod clock;
+mod commands;
 mod config;
 pub mod control;
+mod core;
+mod exchange;
+mod forward;
+mod framing;
+mod freshness;
+mod gate;
+mod grant;
+mod headers;
+mod health;
+mod histogram;
+mod hold;
+mod metrics;
+mod sabotage;
+mod server;
+mod service;
+mod session;
 mod split;
+mod state_file;
+mod upstream;
 
 pub use config::{Config, GatewayError, Sabotage};
+pub use server::{Drained, Running, start};

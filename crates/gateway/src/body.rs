@@ -1,0 +1,221 @@
+//! The two bodies that pass through: a request's towards the upstream, with its progress noted, and an answer's towards the
+//! client, whose end finishes the exchange. Both stream with backpressure; nothing is collected here.
+
+use crate::exchange::Exchange;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+/// How far a request's body is on its way.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    started: Instant,
+    last_micros: AtomicU64,
+    done: AtomicBool,
+    failed: AtomicBool,
+}
+
+impl Progress {
+    fn start() -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            last_micros: AtomicU64::new(0),
+            done: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// When the last piece went by.
+    pub fn last(&self) -> Instant {
+        self.started + std::time::Duration::from_micros(self.last_micros.load(Ordering::Relaxed))
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+
+    /// Did the client's side of the body break?
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+}
+
+/// A request's body on its way to the upstream.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    Empty,
+    Whole(Option<Bytes>),
+    Passing(Incoming, Arc<Progress>),
+}
+
+impl RequestBody {
+    /// The client's body, unread until the upstream wants it.
+    pub fn passing(incoming: Incoming) -> (Self, Option<Arc<Progress>>) {
+        if incoming.is_end_stream() {
+            return (Self::Empty, None);
+        }
+        let progress = Progress::start();
+        (Self::Passing(incoming, progress.clone()), Some(progress))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Passing(incoming, progress) => {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                progress.last_micros.store(progress.started.elapsed().as_micros() as u64, Ordering::Relaxed);
+                match &frame {
+                    Some(Err(_)) => progress.failed.store(true, Ordering::Release),
+                    None => progress.done.store(true, Ordering::Release),
+                    Some(Ok(_)) if incoming.is_end_stream() => progress.done.store(true, Ordering::Release),
+                    Some(Ok(_)) => {}
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Passing(incoming, _) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Passing(incoming, _) => incoming.size_hint(),
+        }
+    }
+}
+
+/// Why an answer's body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the upstream's answer broke: {0}")]
+    Upstream(#[from] hyper::Error),
+    #[error("the session was closed for a switch")]
+    Closed,
+}
+
+/// An answer's body on its way to the client.
+#[derive(Debug)]
+pub(crate) enum ResponseBody {
+    Whole(Option<Bytes>),
+    Passing(Box<Passing>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Passing {
+    /// `None` once it ended.
+    open: Option<(Incoming, Exchange)>,
+    /// Ends a streaming session.
+    end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+impl ResponseBody {
+    pub fn empty() -> Self {
+        Self::Whole(None)
+    }
+
+    pub fn text(text: impl Into<Bytes>) -> Self {
+        Self::Whole(Some(text.into()))
+    }
+
+    /// The upstream's body; the exchange ends with it.
+    pub fn passing(incoming: Incoming, exchange: Exchange) -> Self {
+        if incoming.is_end_stream() {
+            exchange.complete();
+            return Self::empty();
+        }
+        let end = exchange.session_end().map(|end| Box::pin((*end).clone().cancelled_owned()));
+        Self::Passing(Box::new(Passing { open: Some((incoming, exchange)), end }))
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Passing(passing) => passing.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Passing(passing) => passing.open.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Passing(passing) => {
+                passing.open.as_ref().map_or(SizeHint::with_exact(0), |(incoming, _)| incoming.size_hint())
+            }
+        }
+    }
+}
+
+impl Passing {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some((incoming, _)) = &mut self.open else { return Poll::Ready(None) };
+        if let Some(end) = &mut self.end
+            && end.as_mut().poll(cx).is_ready()
+        {
+            if let Some((_, exchange)) = self.open.take() {
+                exchange.complete();
+            }
+            return Poll::Ready(Some(Err(BodyError::Closed)));
+        }
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        match &frame {
+            Some(Ok(_)) if !incoming.is_end_stream() => {}
+            Some(Err(_)) => {
+                if let Some((_, exchange)) = self.open.take() {
+                    exchange.answer_broke();
+                }
+            }
+            // Finished together with the last piece: the next request may come before anybody polls again.
+            Some(Ok(_)) | None => {
+                if let Some((_, exchange)) = self.open.take() {
+                    exchange.complete();
+                }
+            }
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        if let Some((incoming, exchange)) = self.open.take() {
+            exchange.client_left(incoming);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The control socket: who may speak, line by line, and what each request does. Bounds everything that comes in; decides nothing
+//! itself (see [`crate::grant`]).
+
+use crate::client::read_line;
+use crate::config::GatewayError;
+use crate::control::{Hello, Moment, Refusal, Request, Response, VERSION};
+use crate::core::Core;
+use crate::grant::Refused;
+use crate::service::Service;
+use crate::state_file::make_private_folder;
+use rehome_part::Token;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+/// Callers at once.
+const CONNECTIONS: usize = 32;
+const GREETING: Duration = Duration::from_secs(5);
+/// A caller that says nothing for so long is sent away; a client connects again by itself.
+const IDLE: Duration = Duration::from_secs(300);
+const SEND: Duration = Duration::from_secs(5);
+/// The longest deadline of a hold that is believed.
+const MAX_IN_FLIGHT: Duration = Duration::from_secs(600);
+
+/// Opens the socket (mode 0600). One that a dead process left is replaced, a live one is not.
+pub(crate) fn listen(path: &Path) -> Result<UnixListener, GatewayError> {
+    let error = |text: String| GatewayError::Control { path: path.into(), text };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        make_private_folder(folder).map_err(|problem| error(format!("its folder: {problem}")))?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(error("a file that is no socket is in the way".into()));
+        }
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => return Err(error("another process answers there".into())),
+            Err(problem) if problem.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(|problem| error(problem.to_string()))?;
+            }
+            Err(problem) => return Err(error(problem.to_string())),
+        },
+        Err(_) => {}
+    }
+    // Under a name of its own until the mode is right, so that nobody connects before.
+    let hidden = path.with_extension(format!("new-{}", std::process::id()));
+    let _left_behind = fs::remove_file(&hidden);
+    let listener = UnixListener::bind(&hidden).map_err(|problem| error(problem.to_string()))?;
+    fs::set_permissions(&hidden, Permissions::from_mode(0o600))
+        .and_then(|()| fs::rename(&hidden, path))
+        .map_err(|problem| error(problem.to_string()))?;
+    Ok(listener)
+}
+
+/// Serves the control socket for the life of the gateway.
+pub(crate) async fn serve(listener: UnixListener, core: Arc<Core>, secret: Arc<str>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut callers = tokio::task::JoinSet::new();
+    loop {
+        let place = places.clone().acquire_owned().await.expect("this semaphore is never closed");
+        while callers.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (core, secret) = (core.clone(), secret.clone());
+                callers.spawn(async move {
+                    if let Err(error) = caller(stream, &core, &secret).await {
+                        tracing::debug!(%error, "a control connection ended");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the control socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn caller(stream: UnixStream, core: &Core, secret: &str) -> io::Result<()> {
+    let mut connection = BufReader::new(stream);
+    let Some(line) = timed(GREETING, read_line(&mut connection)).await? else { return Ok(()) };
+    let who = match greet(&line, secret) {
+        Ok(who) => who,
+        Err((why, text)) => {
+            tracing::warn!(?why, "a greeting on the control socket was refused");
+            return answer(&mut connection, &Response::Refused { why, text }).await;
+        }
+    };
+    tracing::debug!(who, "control connection");
+    answer(&mut connection, &Response::Done).await?;
+    loop {
+        let line = match timed(IDLE, read_line(&mut connection)).await {
+            Ok(Some(line)) => line,
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let text = error.to_string();
+                return answer(&mut connection, &Response::Refused { why: Refusal::BadRequest, text }).await;
+            }
+            Err(error) => return Err(error),
+        };
+        let response = match serde_json::from_slice::<Request>(&line) {
+            Ok(request) => handle(core, request).await,
+            Err(error) => Response::Refused { why: Refusal::BadRequest, text: error.to_string() },
+        };
+        if let Response::Refused { why, text } = &response {
+            tracing::info!(who, ?why, text, "refused");
+        }
+        answer(&mut connection, &response).await?;
+    }
+}
+
+async fn timed<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn answer(connection: &mut BufReader<UnixStream>, response: &Response) -> io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
+    line.push(b'\n');
+    timed(SEND, connection.get_mut().write_all(&line)).await
+}
+
+/// The caller's name, shortened.
+pub(crate) fn greet(line: &[u8], secret: &str) -> Result<String, Refused> {
+    let hello: Hello = serde_json::from_slice(line)
+        .map_err(|error| (Refusal::BadRequest, format!("the first line is not a greeting: {error}")))?;
+    if hello.version != VERSION {
+        let text = format!("version {} was offered, this gateway speaks {VERSION}", hello.version);
+        return Err((Refusal::BadVersion, text));
+    }
+    if !is_same(hello.secret.as_bytes(), secret.as_bytes()) {
+        return Err((Refusal::BadSecret, "the secret is not the gateway's".into()));
+    }
+    Ok(hello.who.chars().filter(|c| !c.is_control()).take(80).collect())
+}
+
+/// Takes the same time wherever the difference is.
+fn is_same(offered: &[u8], secret: &[u8]) -> bool {
+    let mut difference = offered.len() ^ secret.len();
+    for (index, byte) in secret.iter().enumerate() {
+        let other = offered.get(index).copied().unwrap_or(0);
+        difference |= usize::from(std::hint::black_box(byte ^ other));
+    }
+    difference == 0
+}
+
+/// Does what a request says.
+pub(crate) async fn handle(core: &Core, request: Request) -> Response {
+    let done = match request {
+        Request::Status => return Response::Status(Box::new(core.status().await)),
+        Request::Enroll { run, token } => core.change(|grant| grant.enroll(&run, token)).await,
+        Request::Leave { run, token } => core.change(|grant| grant.leave(&run, token)).await,
+        Request::Weight { service, percent, token } => weight(core, &service, percent, token).await,
+        Request::Freshness { service, through, token } => freshness(core, &service, through, token).await,
+        Request::Arm { epoch, lease_ms, ask, ask_secret, token } => {
+            core.change(|grant| grant.arm(epoch, core.lease(lease_ms), &ask, &ask_secret, token)).await
+        }
+        Request::Hold { epoch, in_flight_ms, sessions, token } => {
+            let patience = Duration::from_millis(in_flight_ms).min(MAX_IN_FLIGHT);
+            return held(core.hold(epoch, patience, sessions, token).await);
+        }
+        Request::Renew { epoch, lease_ms, token } => {
+            let renewed = core.change(|grant| grant.renew(epoch, core.lease(lease_ms), token)).await;
+            return held(renewed.map(|()| core.gate.held()));
+        }
+        Request::Settle { epoch, owner, token } => core.settle(epoch, owner, token).await,
+        Request::Revoke { epoch, token } => core.change(|grant| grant.revoke(epoch, token)).await,
+    };
+    match done {
+        Ok(()) => Response::Done,
+        Err((why, text)) => Response::Refused { why, text },
+    }
+}
+
+fn held(result: Result<crate::control::Held, Refused>) -> Response {
+    match result {
+        Ok(held) => Response::Held(held),
+        Err((why, text)) => Response::Refused { why, text },
+    }
+}
+
+fn service<'a>(core: &'a Core, name: &str) -> Result<&'a Service, Refused> {
+    let found = core.services.iter().map(|(service, _)| service).find(|service| service.plan.name == name);
+    found
+        .map(|service| &**service)
+        .ok_or_else(|| (Refusal::UnknownService, format!("no service `{name}` here")))
+}
+
+async fn weight(core: &Core, name: &str, percent: u8, token: Token) -> Result<(), Refused> {
+    let service = service(core, name)?;
+    if percent > 100 {
+        return Err((Refusal::BadRequest, format!("{percent} % is more than all")));
+    }
+    core.change(|grant| {
+        let next = grant.effect(token)?;
+        service.weight.store(percent, Ordering::Relaxed);
+        Ok(next)
+    })
+    .await
+}
+
+async fn freshness(core: &Core, name: &str, through: Option<Moment>, token: Token) -> Result<(), Refused> {
+    let service = service(core, name)?;
+    core.change(|grant| {
+        let next = grant.effect(token)?;
+        // Moments of a process before this one are as good as unknown; none can lie in the future.
+        let micros = through.and_then(|moment| core.clock.own(moment)).unwrap_or(0);
+        service.through.store(micros.min(core.clock.micros()), Ordering::Relaxed);
+        Ok(next)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hello(secret: &str, version: u32) -> Vec<u8> {
+        serde_json::to_vec(&Hello { version, secret: secret.into(), who: "engine\n\u{7}1".into() }).unwrap()
+    }
+
+    #[test]
+    fn only_the_secret_and_this_version_are_welcome() {
+        assert_eq!(greet(&hello("s3cret", VERSION), "s3cret").unwrap(), "engine1");
+        for wrong in ["", "s3cre", "s3cret1", "S3cret", "s3creT"] {
+            assert_eq!(greet(&hello(wrong, VERSION), "s3cret").unwrap_err().0, Refusal::BadSecret);
+        }
+        assert_eq!(greet(&hello("s3cret", VERSION + 1), "s3cret").unwrap_err().0, Refusal::BadVersion);
+        assert_eq!(greet(b"{}", "s3cret").unwrap_err().0, Refusal::BadRequest);
+    }
+
+    proptest! {
+        #[test]
+        fn nonsense_is_never_welcome(line in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(greet(&line, "s3cret").is_err());
+        }
+    }
+}

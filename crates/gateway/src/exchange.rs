@@ -1,0 +1,249 @@
+//! One request on its way through: what it holds (a ticket, a connection) and what is noted when it ends, however it ends.
+//! Every request has exactly one exchange and every exchange finishes exactly once.
+
+use crate::access_log::Entry;
+use crate::body::Progress;
+use crate::gate::{Session, Ticket};
+use crate::service::{Class, Service};
+use crate::split::ClientId;
+use crate::upstream::Connection;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use rehome_part::Side;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+use tokio_util::sync::CancellationToken;
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Answered,
+    /// Certainly no byte of it reached an upstream.
+    NotSent,
+    /// A byte may have left and no whole answer came.
+    Unknown,
+    /// The client went away.
+    ClientLeft,
+}
+
+impl Outcome {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::NotSent => "not-sent",
+            Self::Unknown => "unknown",
+            Self::ClientLeft => "client-left",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub service: Arc<Service>,
+    pub class: Class,
+    pub client: ClientId,
+    pub address: ClientId,
+    pub id: HeaderValue,
+    pub method: Method,
+    pub path: Option<PathAndQuery>,
+    pub started: Instant,
+    pub side: Option<Side>,
+    pub status: StatusCode,
+    pub ticket: Option<Ticket>,
+    pub session: Option<Session>,
+    pub connection: Option<Connection>,
+    pub progress: Option<Arc<Progress>>,
+    /// Was anything handed to an upstream?
+    pub sent: bool,
+    held: Option<Duration>,
+    epoch: u64,
+    finished: bool,
+}
+
+impl Exchange {
+    pub fn new(
+        service: Arc<Service>,
+        class: Class,
+        client: ClientId,
+        address: ClientId,
+        id: HeaderValue,
+    ) -> Self {
+        Self {
+            epoch: service.gate.epoch().0,
+            service,
+            class,
+            client,
+            address,
+            id,
+            method: Method::GET,
+            path: None,
+            started: Instant::now(),
+            side: None,
+            status: StatusCode::BAD_GATEWAY,
+            ticket: None,
+            session: None,
+            connection: None,
+            progress: None,
+            sent: false,
+            held: None,
+            finished: false,
+        }
+    }
+
+    pub fn admitted(&mut self, ticket: Ticket) {
+        self.epoch = ticket.epoch.0;
+        if let Some(held) = ticket.held {
+            self.held = Some(self.held.unwrap_or_default() + held);
+        }
+        self.ticket = Some(ticket);
+    }
+
+    /// The request is handed to `side` now.
+    pub fn sending(&mut self, side: Side) {
+        let state = self.service.side(side);
+        state.requests[self.class as usize].fetch_add(1, Ordering::Relaxed);
+        if self.class == Class::Write {
+            self.service.writes.fetch_add(1, Ordering::Relaxed);
+        }
+        self.side = Some(side);
+        self.sent = true;
+    }
+
+    pub fn side_failed(&self, side: Side) {
+        self.service.side(side).failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The head of the answer is here. A write counts as acknowledged from now on: the client may see it any moment.
+    pub fn answered(&mut self, status: StatusCode, took: Duration, sets_cookie: bool) {
+        self.status = status;
+        if let Some(side) = self.side {
+            let state = self.service.side(side);
+            state.answers.record(took);
+            if status.is_server_error() {
+                state.failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self.acknowledge(sets_cookie);
+    }
+
+    fn acknowledge(&self, sets_cookie: bool) {
+        if self.class == Class::Read {
+            return;
+        }
+        let service = &self.service;
+        let (now, through) = (service.clock.micros(), service.through.load(Ordering::Relaxed));
+        service.last_writes.acknowledge(self.client, now, through);
+        if sets_cookie && self.address != self.client {
+            service.last_writes.acknowledge(self.address, now, through);
+        }
+    }
+
+    /// The answer turned out to have no end.
+    pub fn become_session(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.session = Some(ticket.into_session());
+        }
+    }
+
+    pub fn session_end(&self) -> Option<Arc<CancellationToken>> {
+        self.session.as_ref().map(|session| session.end.clone())
+    }
+
+    /// The whole answer was received.
+    pub fn complete(mut self) {
+        if let Some(connection) = self.connection.take()
+            && self.progress.as_ref().is_none_or(|progress| progress.is_done())
+            && let Some(side) = self.side
+            && self.session.is_none()
+        {
+            self.service.side(side).pool.put(connection);
+        }
+        self.finish(Outcome::Answered);
+    }
+
+    /// The answer began and broke off.
+    pub fn answer_broke(mut self) {
+        if let Some(side) = self.side {
+            self.side_failed(side);
+        }
+        self.finish(Outcome::Unknown);
+    }
+
+    /// The client did not wait for the whole answer. A write's answer is received to its end all the same, so that "in
+    /// flight" stays true to its name.
+    pub fn client_left(mut self, mut rest: Incoming) {
+        if self.ticket.is_none() {
+            return self.finish(Outcome::ClientLeft);
+        }
+        let (service, patience) = (self.service.clone(), self.service.plan.upstream_timeout);
+        service.tasks.clone().spawn(async move {
+            let drained = async { while let Some(Ok(_)) = rest.frame().await {} };
+            tokio::select! {
+                _ = tokio::time::timeout(patience, drained) => {}
+                () = service.kill.cancelled() => {}
+            }
+            self.finish(Outcome::ClientLeft);
+        });
+    }
+
+    /// Ends the exchange: counts, log, and whatever it held.
+    pub fn finish(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        let service = &self.service;
+        if self.class == Class::Write && self.sent {
+            self.acknowledge(false);
+            if let Some(ticket) = &self.ticket {
+                service.write_times.record(ticket.started.elapsed());
+            }
+            if outcome == Outcome::Unknown {
+                service.writes_unknown.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if let Some(held) = self.held {
+            service.held.fetch_add(1, Ordering::Relaxed);
+            service.held_micros.fetch_add(held.as_micros() as u64, Ordering::Relaxed);
+        }
+        if let Some(log) = &service.log {
+            log.record(self.entry(outcome));
+        }
+        self.connection = None;
+        self.ticket = None;
+        self.session = None;
+    }
+
+    fn entry(&self, outcome: Outcome) -> Entry {
+        let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Entry {
+            time: time.as_millis() as u64,
+            service: self.service.plan.name.clone(),
+            id: String::from_utf8_lossy(self.id.as_bytes()).into_owned(),
+            client: format!("{:016x}", self.client.0),
+            method: self.method.to_string(),
+            path: self.path.as_ref().map_or("/", |path| path.path()).to_owned(),
+            class: self.class.name(),
+            side: self.side.map(|side| if side == Side::Source { "source" } else { "target" }),
+            epoch: self.epoch,
+            status: self.status.as_u16(),
+            millis: millis(self.started.elapsed()),
+            held_ms: self.held.map(millis),
+            outcome: outcome.name(),
+        }
+    }
+}
+
+impl Drop for Exchange {
+    /// Dropped without an end: the client went away while the request waited or was under way.
+    fn drop(&mut self) {
+        self.finish(if self.sent && self.class == Class::Write {
+            Outcome::Unknown
+        } else {
+            Outcome::ClientLeft
+        });
+    }
+}

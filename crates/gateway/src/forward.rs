@@ -1,0 +1,452 @@
+//! One request from its head to the head of its answer: class, side, the wait at the gate, the send, and what the client hears
+//! when it fails. A write is handed to an upstream at most once; a read without a body may be sent again.
+
+use crate::body::{Progress, RequestBody, ResponseBody};
+use crate::config::host_value;
+use crate::exchange::{Exchange, Outcome};
+use crate::gate::Label;
+use crate::headers;
+use crate::hold::Full;
+use crate::service::{Class, Service};
+use crate::session;
+use crate::split::ClientId;
+use crate::upstream::{Connection, SentBytes};
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri, Version, request};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::TrySendError;
+use rehome_part::Side;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// What a waiting write's body may take at most: it is left unread, but the connection's own buffer may fill.
+const BODY_BUFFER: u64 = 64 << 10;
+
+type Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+type AnswerFuture = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// Answers one request.
+pub(crate) async fn serve(
+    service: Arc<Service>,
+    peer: IpAddr,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let class = classify(&service, &request);
+    let address = ClientId::of_address(peer);
+    let client = ClientId::of(&service.plan.clients, request.headers(), peer);
+    let id = headers::request_id(request.headers_mut());
+    let mut exchange = Exchange::new(service, class, client, address, id);
+    exchange.method = request.method().clone();
+    exchange.path = request.uri().path_and_query().cloned();
+    if let Err(text) = check(&request) {
+        return refuse(exchange, StatusCode::BAD_REQUEST, text, Outcome::NotSent);
+    }
+    if *request.method() == Method::CONNECT {
+        return refuse(
+            exchange,
+            StatusCode::METHOD_NOT_ALLOWED,
+            "CONNECT is not offered here\n",
+            Outcome::NotSent,
+        );
+    }
+    let upgrade = headers::wants_upgrade(&request).then(|| session::Wanted::of(&mut request));
+    let waiting_bytes = waiting_bytes(&request);
+    let (mut parts, body) = request.into_parts();
+    let host = match (parts.uri.authority().and_then(host_value), parts.headers.contains_key(header::HOST)) {
+        (None, false) => HeaderValue::from_str(&exchange.service.plan.source.authority).ok(),
+        (host, _) => host,
+    };
+    headers::prepare_request(&mut parts.headers, parts.version, peer, host);
+    parts.version = Version::HTTP_11;
+    parts.uri = exchange.path.clone().map_or_else(Uri::default, Uri::from);
+    let (body, progress) = RequestBody::passing(body);
+    exchange.progress = progress;
+    match class {
+        Class::Read => read(exchange, parts, body).await,
+        Class::Write | Class::Session => {
+            if let Some(wanted) = &upgrade {
+                wanted.restore(&mut parts.headers);
+            }
+            write(exchange, Request::from_parts(parts, body), waiting_bytes, upgrade).await
+        }
+    }
+}
+
+fn classify<B>(service: &Service, request: &Request<B>) -> Class {
+    if headers::wants_upgrade(request) || headers::wants_events(request.headers()) {
+        Class::Session
+    } else if service.plan.reads.contains(request.method()) {
+        Class::Read
+    } else {
+        Class::Write
+    }
+}
+
+/// What RFC 9112 section 3.2 wants refused and hyper lets pass.
+fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (first, second) = (hosts.next(), hosts.next());
+    if second.is_some() {
+        return Err("a request has one Host\n");
+    }
+    if first.is_none() && request.version() == Version::HTTP_11 && request.uri().authority().is_none() {
+        return Err("an HTTP/1.1 request needs a Host\n");
+    }
+    Ok(())
+}
+
+fn waiting_bytes(request: &Request<Incoming>) -> u64 {
+    let headers: usize =
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
+    let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    let body = request.body().size_hint().upper().unwrap_or(BODY_BUFFER).min(BODY_BUFFER);
+    (headers + path) as u64 + body
+}
+
+/// A read: to the side its client belongs to; what cannot connect there goes to the owner.
+async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) -> Response<ResponseBody> {
+    let service = exchange.service.clone();
+    let mut side = service.side_of_read(exchange.client, exchange.address);
+    let repeatable = headers::is_repeatable(&parts.method) && body.is_end_stream();
+    let mut request = Some(Request::from_parts(parts, body));
+    let mut fresh = false;
+    loop {
+        let state = service.side(side);
+        let taken = if fresh { state.pool.connect().await } else { state.pool.take(false).await };
+        let (connection, connecting) = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::debug!(%error, %side, "cannot connect");
+                exchange.side_failed(side);
+                if side != service.gate.owner() {
+                    (side, fresh) = (service.gate.owner(), false);
+                    continue;
+                }
+                return refuse(
+                    exchange,
+                    StatusCode::BAD_GATEWAY,
+                    "the service cannot be reached\n",
+                    Outcome::NotSent,
+                );
+            }
+        };
+        if let Some(took) = connecting {
+            state.connects.record(took);
+        }
+        // Another try: on a fresh connection when an old one broke, on the owner when the other side broke.
+        let again = match (connection.reused, side != service.gate.owner()) {
+            (true, _) => Some((side, true)),
+            (false, true) => Some((service.gate.owner(), false)),
+            (false, false) => None,
+        };
+        let again = again.filter(|_| repeatable);
+        let Some(this) = (if again.is_some() { request.as_ref().map(copy) } else { request.take() }) else {
+            return refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown);
+        };
+        match send_read(&mut exchange, side, connection, this).await {
+            Ok(response) => return respond(exchange, response),
+            Err(Failure::TimedOut) => {
+                exchange.side_failed(side);
+                return refuse(
+                    exchange,
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "the service did not answer\n",
+                    Outcome::Unknown,
+                );
+            }
+            Err(Failure::Broken) => match again {
+                Some(next) => (side, fresh) = next,
+                None => return broken_read(exchange, side),
+            },
+        }
+        exchange.side_failed(side);
+    }
+}
+
+fn broken_read(exchange: Exchange, side: Side) -> Response<ResponseBody> {
+    if exchange.progress.as_ref().is_some_and(|progress| progress.has_failed()) {
+        return refuse(
+            exchange,
+            StatusCode::BAD_REQUEST,
+            "the request's body broke off\n",
+            Outcome::ClientLeft,
+        );
+    }
+    exchange.side_failed(side);
+    refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown)
+}
+
+/// A copy of a request without a body.
+fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::Empty);
+    copy.method_mut().clone_from(request.method());
+    copy.uri_mut().clone_from(request.uri());
+    copy.headers_mut().clone_from(request.headers());
+    copy
+}
+
+enum Failure {
+    TimedOut,
+    Broken,
+}
+
+async fn send_read(
+    exchange: &mut Exchange,
+    side: Side,
+    mut connection: Connection,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, Failure> {
+    exchange.sending(side);
+    let sent_at = Instant::now();
+    let answer = connection.sender.try_send_request(request);
+    let timeout = exchange.service.plan.upstream_timeout;
+    match in_time(answer, exchange.progress.as_ref(), timeout).await {
+        Some(Ok(response)) => {
+            exchange.answered(response.status(), sent_at.elapsed(), false);
+            exchange.connection = Some(connection);
+            Ok(response)
+        }
+        Some(Err(error)) => {
+            let error = error.into_error();
+            tracing::debug!(%error, %side, "no answer to a read");
+            Err(Failure::Broken)
+        }
+        None => Err(Failure::TimedOut),
+    }
+}
+
+/// Waits for an answer; the time runs anew while the request's body moves.
+async fn in_time<F: Future>(
+    answer: F,
+    progress: Option<&Arc<Progress>>,
+    timeout: Duration,
+) -> Option<F::Output> {
+    let mut answer = std::pin::pin!(answer);
+    let mut deadline = tokio::time::Instant::now() + timeout;
+    loop {
+        if let Ok(answer) = tokio::time::timeout_at(deadline, answer.as_mut()).await {
+            return Some(answer);
+        }
+        let moved = tokio::time::Instant::from_std(progress?.last()) + timeout;
+        if moved <= deadline {
+            return None;
+        }
+        deadline = moved;
+    }
+}
+
+/// A write or a session: through the gate, to the owner, once.
+async fn write(
+    mut exchange: Exchange,
+    mut request: Request<RequestBody>,
+    waiting_bytes: u64,
+    upgrade: Option<session::Wanted>,
+) -> Response<ResponseBody> {
+    let service = exchange.service.clone();
+    let (side, connection) = loop {
+        let label = Label { method: exchange.method.clone(), path: exchange.path.clone() };
+        match service.gate.enter(label, waiting_bytes).await {
+            Ok(ticket) => exchange.admitted(ticket),
+            Err(full) => return full_response(exchange, full),
+        }
+        let side = side_of_write(&exchange);
+        let taken = service.side(side).pool.take(true).await;
+        if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) {
+            // The lease ended while a connection was made; nothing was sent, so it waits like the others.
+            exchange.ticket = None;
+            continue;
+        }
+        match taken {
+            Ok((connection, connecting)) => {
+                if let Some(took) = connecting {
+                    service.side(side).connects.record(took);
+                }
+                break (side, connection);
+            }
+            Err(error) => return unreachable_write(exchange, side, &error),
+        }
+    };
+    if service.sabotage.release_twice && exchange.ticket.as_ref().is_some_and(|ticket| ticket.held.is_some())
+    {
+        request = crate::sabotage::send_once_more(&service, side, request).await;
+    }
+    send_write(exchange, side, connection, request, upgrade).await
+}
+
+fn side_of_write(exchange: &Exchange) -> Side {
+    let service = &exchange.service;
+    let Some(ticket) = &exchange.ticket else { return service.gate.owner() };
+    if service.sabotage.release_both
+        && ticket.held.is_some()
+        && service.sabotage_turn.fetch_xor(true, Ordering::Relaxed)
+    {
+        return ticket.owner.other();
+    }
+    ticket.owner
+}
+
+async fn send_write(
+    mut exchange: Exchange,
+    side: Side,
+    mut connection: Connection,
+    mut request: Request<RequestBody>,
+    upgrade: Option<session::Wanted>,
+) -> Response<ResponseBody> {
+    exchange.sending(side);
+    let service = exchange.service.clone();
+    loop {
+        let sent_bytes = connection.sent_bytes();
+        let sent_at = Instant::now();
+        let answer: AnswerFuture = Box::pin(connection.sender.try_send_request(request));
+        exchange.connection = Some(connection);
+        let mut following = Following(Some((answer, exchange)));
+        let answer = following.answer().await;
+        let Some((_, back)) = following.0.take() else { return internal() };
+        exchange = back;
+        match answer {
+            Some(Ok(response)) => {
+                let sets_cookie = response.headers().contains_key(header::SET_COOKIE);
+                exchange.answered(response.status(), sent_at.elapsed(), sets_cookie);
+                return match upgrade {
+                    Some(wanted) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                        session::begin(exchange, wanted, response)
+                    }
+                    _ => respond(exchange, response),
+                };
+            }
+            Some(Err(mut error)) => match error.take_message() {
+                // The connection had ended before it took the request: no byte left, so a fresh one may.
+                Some(message) if !sent_bytes.any() => match service.side(side).pool.connect().await {
+                    Ok((fresh, _)) => (request, connection) = (message, fresh),
+                    Err(error) => return unreachable_write(exchange, side, &error),
+                },
+                _ => return broken_write(exchange, side, &sent_bytes, &error.into_error()),
+            },
+            None => {
+                exchange.side_failed(side);
+                let text = "the service did not answer in time; whether it did the work is not known\n";
+                return refuse(exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown);
+            }
+        }
+    }
+}
+
+/// Keeps a write's answer awaited when the client goes away: the upstream works on it all the same, and until it answered
+/// (or its time is over) the write is in flight.
+struct Following(Option<(AnswerFuture, Exchange)>);
+
+impl Following {
+    async fn answer(&mut self) -> Option<Answer> {
+        let (answer, exchange) = self.0.as_mut()?;
+        in_time(answer, exchange.progress.as_ref(), exchange.service.plan.upstream_timeout).await
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let Some((answer, mut exchange)) = self.0.take() else { return };
+        if tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        let service = exchange.service.clone();
+        let tasks = service.tasks.clone();
+        tasks.spawn(async move {
+            let timeout = service.plan.upstream_timeout;
+            tokio::select! {
+                answer = in_time(answer, exchange.progress.as_ref(), timeout) => {
+                    if let Some(Ok(response)) = answer
+                        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+                        && !headers::is_stream(response.headers())
+                    {
+                        exchange.status = response.status();
+                        return exchange.client_left(response.into_body());
+                    }
+                }
+                () = service.kill.cancelled() => {}
+            }
+            exchange.finish(Outcome::Unknown);
+        });
+    }
+}
+
+/// The head and body of an answer, as the client gets them.
+fn respond(mut exchange: Exchange, response: Response<Incoming>) -> Response<ResponseBody> {
+    let (mut parts, body) = response.into_parts();
+    headers::prepare_response(&mut parts.headers, parts.version);
+    parts.headers.entry(headers::REQUEST_ID).or_insert_with(|| exchange.id.clone());
+    parts.version = Version::HTTP_11;
+    if exchange.class != Class::Read && headers::is_stream(&parts.headers) {
+        exchange.become_session();
+    }
+    Response::from_parts(parts, ResponseBody::passing(body, exchange))
+}
+
+fn full_response(exchange: Exchange, full: Full) -> Response<ResponseBody> {
+    let text = format!("{full}; nothing was sent, please try again\n");
+    refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent)
+}
+
+fn unreachable_write(exchange: Exchange, side: Side, error: &std::io::Error) -> Response<ResponseBody> {
+    tracing::debug!(%error, %side, "cannot connect for a write");
+    exchange.side_failed(side);
+    let text = "the service cannot be reached; nothing was sent, please try again\n";
+    refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent)
+}
+
+fn broken_write(
+    exchange: Exchange,
+    side: Side,
+    sent: &SentBytes,
+    error: &hyper::Error,
+) -> Response<ResponseBody> {
+    tracing::debug!(%error, %side, "no answer to a write");
+    if !sent.any() {
+        let text = "the connection to the service ended; nothing was sent, please try again\n";
+        exchange.side_failed(side);
+        return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
+    }
+    if exchange.progress.as_ref().is_some_and(|progress| progress.has_failed()) {
+        let text = "the request's body broke off; whether the service did anything is not known\n";
+        return refuse(exchange, StatusCode::BAD_REQUEST, text, Outcome::Unknown);
+    }
+    exchange.side_failed(side);
+    let text = "the connection to the service broke; whether it did the work is not known\n";
+    refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown)
+}
+
+/// Unreachable in practice: the future above always hands its exchange back.
+fn internal() -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::text("the gateway lost track of this request\n"));
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response
+}
+
+/// An answer of the gateway's own; ends the exchange.
+pub(crate) fn refuse(
+    mut exchange: Exchange,
+    status: StatusCode,
+    text: impl Into<bytes::Bytes>,
+    outcome: Outcome,
+) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::text(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(headers::REQUEST_ID, exchange.id.clone());
+    if exchange.class != Class::Read {
+        headers.insert(headers::OUTCOME, HeaderValue::from_static(outcome.name()));
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if outcome == Outcome::NotSent && status.is_server_error() {
+        exchange.service.refused.fetch_add(1, Ordering::Relaxed);
+    }
+    exchange.status = status;
+    exchange.sent &= outcome != Outcome::NotSent;
+    exchange.finish(outcome);
+    response
+}

@@ -1,0 +1,208 @@
+//! What a proxy adds to and takes from headers (RFC 9110 section 7.6, RFC 7239's older relatives). Pure functions on a header
+//! map; never looks at a body.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Version};
+use std::net::IpAddr;
+
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("rehome-outcome");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// A request id from outside is kept up to this length.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Removes what concerns one connection only: the fixed set and everything that `Connection` names.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> =
+            tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &header::TE, &header::TRANSFER_ENCODING, &header::UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// The comma-separated tokens of all lines of a header.
+pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+/// Does the client want another protocol on this connection?
+pub(crate) fn wants_upgrade<B>(request: &Request<B>) -> bool {
+    request.version() == Version::HTTP_11
+        && request.headers().contains_key(header::UPGRADE)
+        && tokens(request.headers(), &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
+}
+
+/// Does the client ask for a stream of events that may never end?
+pub(crate) fn wants_events(headers: &HeaderMap) -> bool {
+    headers.get(header::ACCEPT).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// Is this the head of an answer that may never end?
+pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+        let value = value.as_bytes();
+        value.starts_with(b"text/event-stream")
+            || value.starts_with(b"application/grpc")
+            || value.starts_with(b"multipart/x-mixed-replace")
+    })
+}
+
+/// Turns the headers of a client's request into those for the upstream.
+pub(crate) fn prepare_request(
+    headers: &mut HeaderMap,
+    version: Version,
+    client: IpAddr,
+    host: Option<HeaderValue>,
+) {
+    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    strip_hop_by_hop(headers);
+    // Answered by this gateway when the body is wanted.
+    headers.remove(header::EXPECT);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(host) = host {
+        headers.insert(header::HOST, host);
+    }
+    if !headers.contains_key(FORWARDED_HOST)
+        && let Some(host) = headers.get(header::HOST)
+    {
+        headers.insert(FORWARDED_HOST, host.clone());
+    }
+    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    add_to_list(headers, &FORWARDED_FOR, &client.to_canonical().to_string());
+    join_cookies(headers);
+    add_via(headers, version);
+}
+
+/// Turns the headers of an upstream's answer into those for the client.
+pub(crate) fn prepare_response(headers: &mut HeaderMap, version: Version) {
+    strip_hop_by_hop(headers);
+    add_via(headers, version);
+}
+
+fn add_via(headers: &mut HeaderMap, version: Version) {
+    let via = match version {
+        Version::HTTP_2 => "2 rehome",
+        Version::HTTP_10 => "1.0 rehome",
+        _ => "1.1 rehome",
+    };
+    if headers.contains_key(header::VIA) {
+        add_to_list(headers, &header::VIA, via);
+    } else {
+        headers.insert(header::VIA, HeaderValue::from_static(via));
+    }
+}
+
+fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &str) {
+    let mut list = headers.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
+    list.push(item.as_bytes());
+    if let Ok(value) = HeaderValue::from_bytes(&list.join(&b", "[..])) {
+        headers.insert(name, value);
+    }
+}
+
+/// HTTP/2 may split cookies over several lines, HTTP/1.1 must not (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(|value| value.as_bytes()).collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// The request's id: the client's own if it has a usable one, else a new random one.
+pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
+    if let Some(id) = headers.get(REQUEST_ID)
+        && (1..=MAX_REQUEST_ID).contains(&id.len())
+    {
+        return id.clone();
+    }
+    let id = format!("{:032x}", fastrand::u128(..));
+    let id = HeaderValue::from_str(&id).expect("hexadecimal digits are visible ASCII");
+    headers.insert(REQUEST_ID, id.clone());
+    id
+}
+
+/// Methods that a proxy may send again after a connection failed.
+pub(crate) fn is_repeatable(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    #[test]
+    fn what_connection_names_goes_with_it() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, X-One"),
+            ("connection", "x-two"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "gzip"),
+            ("trailer", "x-sum"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("x-three", "3"), ("trailer", "x-sum")]));
+    }
+
+    #[test]
+    fn a_request_says_where_it_came_from() {
+        let mut headers =
+            map(&[("host", "shop.example"), ("x-forwarded-for", "192.0.2.1"), ("te", "trailers, gzip")]);
+        prepare_request(&mut headers, Version::HTTP_11, "10.0.0.9".parse().unwrap(), None);
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.1, 10.0.0.9");
+        assert_eq!(headers["x-forwarded-host"], "shop.example");
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["te"], "trailers");
+        assert_eq!(headers["via"], "1.1 rehome");
+        prepare_response(&mut headers, Version::HTTP_11);
+        assert_eq!(headers["via"], "1.1 rehome, 1.1 rehome");
+    }
+
+    #[test]
+    fn split_cookies_become_one_line() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::COOKIE, HeaderValue::from_static("a=1"));
+        headers.append(header::COOKIE, HeaderValue::from_static("b=2"));
+        join_cookies(&mut headers);
+        assert_eq!(headers.get_all(header::COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn a_request_id_is_kept_or_made() {
+        let mut headers = map(&[("x-request-id", "mine")]);
+        assert_eq!(request_id(&mut headers), "mine");
+        let mut headers = HeaderMap::new();
+        let made = request_id(&mut headers);
+        assert_eq!((made.len(), headers[REQUEST_ID] == made), (32, true));
+        headers.insert(REQUEST_ID, "x".repeat(500).parse().unwrap());
+        assert_eq!(request_id(&mut headers).len(), 32);
+    }
+}

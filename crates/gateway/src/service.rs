@@ -1,0 +1,228 @@
+//! One service as it runs: its two sides, its weight and freshness, its counts. Chooses the side of a read; never sends
+//! anything by itself.
+
+use crate::access_log::AccessLog;
+use crate::clock::ProcessClock;
+use crate::config::{Plan, Sabotage};
+use crate::control::{ServiceStatus, SideStatus};
+use crate::freshness::{CLIENTS, LastWrites};
+use crate::gate::Gate;
+use crate::histogram::Recent;
+use crate::split::ClientId;
+use crate::upstream::Pool;
+use rehome_part::Side;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What a request is to the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    Read,
+    Write,
+    Session,
+}
+
+impl Class {
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Session];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Session => "session",
+        }
+    }
+}
+
+/// One side of a service.
+#[derive(Debug)]
+pub(crate) struct SideState {
+    pub pool: Pool,
+    /// By class.
+    pub requests: [AtomicU64; 3],
+    pub failed: AtomicU64,
+    /// 0 unknown, 1 healthy, 2 not.
+    health: AtomicU8,
+    /// From the request to the head of the answer.
+    pub answers: Recent,
+    pub connects: Recent,
+}
+
+impl SideState {
+    fn new(pool: Pool) -> Self {
+        Self {
+            pool,
+            requests: Default::default(),
+            failed: AtomicU64::new(0),
+            health: AtomicU8::new(0),
+            answers: Recent::default(),
+            connects: Recent::default(),
+        }
+    }
+
+    pub fn healthy(&self) -> Option<bool> {
+        match self.health.load(Ordering::Relaxed) {
+            0 => None,
+            state => Some(state == 1),
+        }
+    }
+
+    pub fn set_healthy(&self, healthy: bool) {
+        self.health.store(if healthy { 1 } else { 2 }, Ordering::Relaxed);
+    }
+
+    fn status(&self) -> SideStatus {
+        SideStatus {
+            healthy: self.healthy(),
+            requests: self.requests.iter().map(|count| count.load(Ordering::Relaxed)).sum(),
+            failed: self.failed.load(Ordering::Relaxed),
+            p50_ms: self.answers.quantile_ms(0.5),
+            p99_ms: self.answers.quantile_ms(0.99),
+            connect_ms: self.connects.quantile_ms(0.5),
+        }
+    }
+}
+
+/// Everything that the requests of one service share.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub plan: Plan,
+    pub gate: Arc<Gate>,
+    pub clock: ProcessClock,
+    pub sabotage: Sabotage,
+    /// Turns between the sides for `release-both`.
+    pub sabotage_turn: AtomicBool,
+    pub log: Option<AccessLog>,
+    /// What outlives the request that began it.
+    pub tasks: TaskTracker,
+    /// Cancelled when the process gives up on open requests.
+    pub kill: CancellationToken,
+    pub source: SideState,
+    pub target: SideState,
+    pub weight: AtomicU8,
+    /// Writes before this moment can be read on both sides; 0: unknown.
+    pub through: AtomicU64,
+    pub last_writes: LastWrites,
+    pub refused: AtomicU64,
+    pub writes: AtomicU64,
+    pub writes_unknown: AtomicU64,
+    /// Whole time of a write at its upstream.
+    pub write_times: Recent,
+    pub held: AtomicU64,
+    pub held_micros: AtomicU64,
+}
+
+/// What all services of a gateway have in common.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub gate: Arc<Gate>,
+    pub clock: ProcessClock,
+    pub sabotage: Sabotage,
+    pub log: Option<AccessLog>,
+    pub tasks: TaskTracker,
+    pub kill: CancellationToken,
+}
+
+impl Service {
+    pub fn new(plan: Plan, shared: Shared) -> Self {
+        let side = |upstream: &crate::config::Upstream| {
+            SideState::new(Pool::new(upstream.clone(), plan.upstream_idle))
+        };
+        Self {
+            source: side(&plan.source),
+            target: side(&plan.target),
+            plan,
+            gate: shared.gate,
+            clock: shared.clock,
+            sabotage: shared.sabotage,
+            sabotage_turn: AtomicBool::new(false),
+            log: shared.log,
+            tasks: shared.tasks,
+            kill: shared.kill,
+            weight: AtomicU8::new(0),
+            through: AtomicU64::new(0),
+            last_writes: LastWrites::new(CLIENTS),
+            refused: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            writes_unknown: AtomicU64::new(0),
+            write_times: Recent::default(),
+            held: AtomicU64::new(0),
+            held_micros: AtomicU64::new(0),
+        }
+    }
+
+    pub fn side(&self, side: Side) -> &SideState {
+        match side {
+            Side::Source => &self.source,
+            Side::Target => &self.target,
+        }
+    }
+
+    /// How long ago the other side was known to have everything; `None`: unknown.
+    pub fn lag_micros(&self) -> Option<u64> {
+        match self.through.load(Ordering::Relaxed) {
+            0 => None,
+            through => Some(self.clock.micros().saturating_sub(through)),
+        }
+    }
+
+    /// The share of reads that really goes to the side which is not the owner.
+    pub fn weight_actual(&self) -> u8 {
+        let wanted = self.weight.load(Ordering::Relaxed);
+        if wanted == 0 {
+            return 0;
+        }
+        let fresh =
+            self.lag_micros().is_some_and(|lag| u128::from(lag) <= self.plan.max_staleness.as_micros());
+        let well = self.side(self.gate.owner().other()).healthy() != Some(false);
+        if fresh && well { wanted } else { 0 }
+    }
+
+    /// Where a read of this client goes. `fallback` is the client's address: an answer may have given it a new cookie.
+    pub fn side_of_read(&self, client: ClientId, fallback: ClientId) -> Side {
+        let owner = self.gate.owner();
+        if !client.is_within(self.weight_actual()) {
+            return owner;
+        }
+        let through = self.through.load(Ordering::Relaxed);
+        let readable = |client| self.last_writes.is_readable(client, through);
+        if readable(client) && (client == fallback || readable(fallback)) { owner.other() } else { owner }
+    }
+
+    /// The owner changed or a switch was given up: the measured freshness and the weight were about the old order.
+    pub fn settle(&self) {
+        self.weight.store(0, Ordering::Relaxed);
+        self.through.store(0, Ordering::Relaxed);
+    }
+
+    pub fn status(&self, listen: String) -> ServiceStatus {
+        ServiceStatus {
+            name: self.plan.name.clone(),
+            listen,
+            weight_wanted: self.weight.load(Ordering::Relaxed),
+            weight_actual: self.weight_actual(),
+            lag_ms: self.lag_micros().map(|micros| micros / 1_000),
+            source: self.source.status(),
+            target: self.target.status(),
+            refused: self.refused.load(Ordering::Relaxed),
+            writes_total: self.writes.load(Ordering::Relaxed),
+            writes_unknown: self.writes_unknown.load(Ordering::Relaxed),
+            write_p999_ms: self.write_times.quantile_ms(0.999),
+        }
+    }
+
+    /// Begins a new window of every measurement.
+    pub fn turn(&self) {
+        for recent in [
+            &self.source.answers,
+            &self.source.connects,
+            &self.target.answers,
+            &self.target.connects,
+            &self.write_times,
+        ] {
+            recent.turn();
+        }
+    }
+}
