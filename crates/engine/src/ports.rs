@@ -97,6 +97,32 @@ pub trait Clock: Debug + Send + Sync {
     fn boot_millis(&self) -> u64;
     /// Milliseconds since 1970, for people.
     fn wall_millis(&self) -> i64;
+    /// Which boot [`Clock::boot_millis`] counts from.
+    fn boot_id(&self) -> String {
+        rehome_journal::boot_id().to_owned()
+    }
+}
+
+/// The machine's own clocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn boot_millis(&self) -> u64 {
+        rehome_journal::boot_millis()
+    }
+
+    fn wall_millis(&self) -> i64 {
+        rehome_journal::wall_millis()
+    }
+}
+
+/// Starts the guard: a second process that calls [`crate::guard::watch`] on the same run. It counts as started once it has
+/// registered itself in the journal; the engine waits for that before it arms.
+#[async_trait]
+pub trait GuardPort: Debug + Send + Sync {
+    /// Starts one; called again when the one before has fallen silent.
+    async fn start(&self) -> Result<()>;
 }
 
 /// Where a run can be interrupted on purpose, for tests and `--sabotage`; a no-op otherwise.
@@ -106,4 +132,19 @@ pub trait Faults: Debug + Send + Sync {
     async fn at(&self, point: &str) -> Result<(), Error>;
     /// Is this sabotage on? (`skip-fence`, `release-twice`, `release-both`, `drop-delta`, `skip-marker`)
     fn sabotage(&self, name: &str) -> bool;
+}
+
+/// No faults: for every run that is not a test.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoFaults;
+
+#[async_trait]
+impl Faults for NoFaults {
+    async fn at(&self, _point: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn sabotage(&self, _name: &str) -> bool {
+        false
+    }
 }

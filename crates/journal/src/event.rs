@@ -118,6 +118,8 @@ pub struct SwitchReport {
     pub states: Vec<StateTime>,
     /// False when a part had no fence or none that could be proved: "one writable side: not proven".
     pub one_writable_side_proved: bool,
+    /// False when the drain ended without the marker having been read back on the other side.
+    pub drain_proved: bool,
     /// Most requests seen waiting at the gateways.
     pub most_waiting: u64,
 }
@@ -234,6 +236,11 @@ pub enum Event {
         service: Option<String>,
     },
 
+    /// Reads were watched at every share and nothing spoke against the other side; `None`s mean nobody was there to judge.
+    CanaryPassed {
+        note: String,
+    },
+
     // the switch
     GateChecked {
         gate: GateRecord,
@@ -264,6 +271,7 @@ pub enum Event {
     },
     Drained {
         changes: u64,
+        marker_seen: bool,
         boot_ms: u64,
     },
     Sealed {

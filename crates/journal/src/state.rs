@@ -2,7 +2,7 @@
 //! again on load, so a history that cannot have happened is found with its sequence number. No clock, no file, no effect.
 
 use crate::event::{Event, Trouble};
-use rehome_part::{Epoch, Flow, Side, Token};
+use rehome_part::{Epoch, Flow, Position, Side, Token};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -155,6 +155,8 @@ pub struct Attempt {
     pub flow: Flow,
     pub rehearsal: bool,
     pub came_from: Stage,
+    /// Known from FENCED on.
+    pub fences: BTreeMap<String, Position>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -190,6 +192,10 @@ pub struct State {
     pub verified: bool,
     /// Share of reads on the side that is not the owner.
     pub read_percent: u8,
+    /// The read shares were watched to the end; a retried switch need not repeat them.
+    pub canary_passed: bool,
+    /// Where the late writes of the last committed switch would lie: its flow and each part's fence position.
+    pub swept_from: Option<(Flow, BTreeMap<String, Position>)>,
     pub paused: bool,
     pub ending: Option<Ending>,
     pub stuck: Option<Trouble>,
@@ -223,6 +229,8 @@ impl Default for State {
             copied: BTreeSet::new(),
             verified: false,
             read_percent: 0,
+            canary_passed: false,
+            swept_from: None,
             paused: false,
             ending: None,
             stuck: None,
@@ -366,6 +374,7 @@ impl State {
             }
             Event::ShadowPassed { .. } => self.step_to(Stage::Verified, Stage::Shadow)?,
             Event::ReadsShifted { percent, .. } => self.shift_reads(*percent)?,
+            Event::CanaryPassed { .. } => self.canary_passed = true,
             Event::GateAccepted { gate } => {
                 self.accepted.insert(gate.clone());
             }
@@ -397,6 +406,7 @@ impl State {
         );
         self.require(following, "nothing is being followed")?;
         self.verified = differences == 0;
+        self.canary_passed &= self.verified;
         if !self.verified && matches!(self.stage, Stage::Verified | Stage::Shadow) {
             self.stage = Stage::Streaming;
         }
@@ -452,7 +462,10 @@ impl State {
                 self.arm(*attempt, *epoch, *flow, *rehearsal)?;
             }
             Event::WritesHeld { .. } => self.step_to(Stage::Armed, Stage::Held)?,
-            Event::Fenced { .. } => self.step_to(Stage::Held, Stage::Fenced)?,
+            Event::Fenced { positions, .. } => {
+                self.step_to(Stage::Held, Stage::Fenced)?;
+                self.attempt.as_mut().ok_or("there is no attempt")?.fences.clone_from(positions);
+            }
             Event::Drained { .. } => self.step_to(Stage::Fenced, Stage::Drained)?,
             Event::Sealed { .. } => self.step_to(Stage::Drained, Stage::Sealed)?,
             Event::Decided { epoch, owner, .. } => self.decide(*epoch, *owner)?,
@@ -474,7 +487,9 @@ impl State {
             Event::ReverseFollowing { flow } => {
                 self.require(*flow == self.flow(), "that is not the way back from the owner")?;
                 self.step_to(Stage::Open, Stage::Reversing)?;
-                (self.attempt, self.read_percent) = (None, 0);
+                let attempt = self.attempt.take().ok_or("there is no attempt")?;
+                self.swept_from = Some((attempt.flow, attempt.fences));
+                self.read_percent = 0;
             }
             Event::SwitchAborted { keep_verified, .. } => {
                 self.require(self.stage == Stage::Returned, "the old owner does not take writes yet")?;
@@ -500,7 +515,14 @@ impl State {
         self.require(epoch == self.epoch, "it is not the present epoch")?;
         self.require(flow == self.flow(), "it does not lead away from the owner")?;
         self.attempts = attempt;
-        self.attempt = Some(Attempt { number: attempt, epoch, flow, rehearsal, came_from: self.stage });
+        self.attempt = Some(Attempt {
+            number: attempt,
+            epoch,
+            flow,
+            rehearsal,
+            came_from: self.stage,
+            fences: BTreeMap::new(),
+        });
         self.steps.clear();
         self.stage = Stage::Armed;
         Ok(())

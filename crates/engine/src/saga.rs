@@ -1,0 +1,199 @@
+//! How a finite step is run: intent before effect, a deadline around it, a look at the world after it, and the outcome into
+//! the journal. Undo goes the same way, backwards. Nothing here knows what a step does.
+
+use crate::core::Core;
+use crate::error::{EngineError, Halt};
+use crate::steps::{Context, Observed, Step};
+use rehome_journal::{Event, StepState};
+use rehome_part::{Error as PartError, ErrorKind};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The first pause after a failed try; it doubles up to the last.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_LAST: Duration = Duration::from_secs(2);
+
+/// Applies a step once. `then` are events that are true as soon as it is done; they are written with its outcome.
+pub(crate) async fn apply(
+    core: &mut Core,
+    step: &dyn Step,
+    context: &Context,
+    then: impl FnOnce(&Context) -> Vec<Event> + Send,
+) -> Result<(), Halt> {
+    let (name, attempt) = (step.name(), context.attempt);
+    let input = json!({ "epoch": context.epoch, "flow": context.flow, "boot_ms": core.boot_ms() });
+    core.record_one(Event::StepIntended { step: name.into(), attempt, input }).await?;
+    match effect(core, step, context).await {
+        Ok(output) => {
+            let mut events = vec![Event::StepDone { step: name.into(), attempt, output }];
+            events.extend(then(context));
+            core.record(events).await?;
+            Ok(())
+        }
+        Err(Halt::Failed { error, .. }) => {
+            tracing::info!(step = name, %error, "a step failed");
+            core.record_one(Event::StepFailed { step: name.into(), attempt, error: error.clone() }).await?;
+            Err(Halt::failed(name, error))
+        }
+        Err(fatal) => Err(fatal),
+    }
+}
+
+/// The effect between the two journal writes: guarded by our lease, and proved by a look.
+async fn effect(core: &Core, step: &dyn Step, context: &Context) -> Result<Value, Halt> {
+    let name = step.name();
+    broken_in(core, "before", name).await?;
+    core.hold_lease().await?;
+    let deadline = step.deadline(context);
+    let work = async {
+        let output = step.apply(context).await?;
+        if context.sabotage(&format!("repeat:{name}")) {
+            step.apply(context).await?;
+        }
+        match step.observe(context).await? {
+            Observed::NotApplied => Err(PartError::temporary(
+                ErrorKind::Other,
+                format!("{name} was done, and the world does not show it"),
+            )),
+            _ => Ok(output),
+        }
+    };
+    let outcome = tokio::select! {
+        biased;
+        () = context.stop.cancelled() => Err(context.reason()),
+        outcome = within(deadline, name, work) => outcome,
+    };
+    let output = outcome.map_err(|error| Halt::failed(name, error))?;
+    broken_in(core, "after", name).await?;
+    Ok(output)
+}
+
+/// A fault point around a step makes the step fail, as if the world had.
+async fn broken_in(core: &Core, when: &str, name: &str) -> Result<(), Halt> {
+    core.world.faults.at(&format!("{when}:{name}")).await.map_err(|error| Halt::failed(name, error))
+}
+
+async fn within<T>(
+    deadline: Duration,
+    name: &str,
+    work: impl Future<Output = Result<T, PartError>>,
+) -> Result<T, PartError> {
+    match tokio::time::timeout(deadline, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let text = format!("{name} took longer than {:.1} s", deadline.as_secs_f64());
+            Err(PartError::temporary(ErrorKind::Deadline, text))
+        }
+    }
+}
+
+/// Takes a step back once.
+async fn undo_once(core: &mut Core, step: &dyn Step, context: &Context) -> Result<(), Halt> {
+    let (name, attempt) = (step.name(), context.attempt);
+    core.record_one(Event::UndoIntended { step: name.into(), attempt }).await?;
+    let outcome = undo_effect(core, step, context).await;
+    match outcome {
+        Ok(()) => {
+            core.record_one(Event::UndoDone { step: name.into(), attempt }).await?;
+            Ok(())
+        }
+        Err(Halt::Failed { error, .. }) => {
+            core.record_one(Event::UndoFailed { step: name.into(), attempt, error: error.clone() }).await?;
+            Err(Halt::failed(name, error))
+        }
+        Err(fatal) => Err(fatal),
+    }
+}
+
+async fn undo_effect(core: &Core, step: &dyn Step, context: &Context) -> Result<(), Halt> {
+    let name = step.name();
+    broken_in(core, "before:undo", name).await?;
+    core.hold_lease().await?;
+    let work = async {
+        step.undo(context).await?;
+        if context.sabotage(&format!("repeat-undo:{name}")) {
+            step.undo(context).await?;
+        }
+        Ok(())
+    };
+    let deadline = step.deadline(context).max(Duration::from_secs(1)) * 2;
+    within(deadline, name, work).await.map_err(|error| Halt::failed(name, error))?;
+    broken_in(core, "after:undo", name).await
+}
+
+/// What has to succeed is tried for ever: after `stuck_after` the run says `stuck` and goes on trying. It ends early only
+/// when the engine is asked to stop, when the engine itself cannot go on, or at `until`.
+struct Patience {
+    began: Instant,
+    pause: Duration,
+    until: Option<Instant>,
+}
+
+impl Patience {
+    fn new(until: Option<Instant>) -> Self {
+        Self { began: Instant::now(), pause: PAUSE_FIRST, until }
+    }
+
+    /// Waits before the next try, or says that there is none.
+    async fn next(&mut self, core: &mut Core, step: &str, error: PartError) -> Result<(), Halt> {
+        if self.until.is_some_and(|until| Instant::now() + self.pause >= until) {
+            return Err(Halt::failed(step, error));
+        }
+        if self.began.elapsed() >= core.settings().stuck_after {
+            core.say_stuck(step, &error).await?;
+            if core.stop.is_cancelled() {
+                return Err(EngineError::Stopped.into());
+            }
+        }
+        let lost = core.renewer.lost.clone();
+        tokio::select! {
+            () = lost.cancelled() => return Err(EngineError::LeaseLost.into()),
+            () = tokio::time::sleep(self.pause) => {}
+        }
+        self.pause = (self.pause * 2).min(PAUSE_LAST);
+        Ok(())
+    }
+}
+
+/// Applies a step until it succeeds, or until `until`.
+pub(crate) async fn insist(
+    core: &mut Core,
+    step: &dyn Step,
+    context: &Context,
+    until: Option<Instant>,
+    then: impl Fn(&Context) -> Vec<Event> + Send + Sync,
+) -> Result<(), Halt> {
+    let mut patience = Patience::new(until);
+    loop {
+        match apply(core, step, context, &then).await {
+            Ok(()) => return Ok(core.say_free(step.name()).await?),
+            Err(Halt::Failed { error, .. }) => patience.next(core, step.name(), error).await?,
+            Err(fatal) => return Err(fatal),
+        }
+    }
+}
+
+/// Takes a step back, and does not give up. Nothing to do when it was never begun or is taken back already.
+pub(crate) async fn take_back(core: &mut Core, step: &dyn Step, context: &Context) -> Result<(), Halt> {
+    match core.state.step(step.name(), context.attempt) {
+        None | Some(StepState::Undone) => Ok(()),
+        Some(_) => take_back_for_sure(core, step, context).await,
+    }
+}
+
+/// The same, whether the journal knows of it or not.
+pub(crate) async fn take_back_for_sure(
+    core: &mut Core,
+    step: &dyn Step,
+    context: &Context,
+) -> Result<(), Halt> {
+    let mut patience = Patience::new(None);
+    loop {
+        match undo_once(core, step, context).await {
+            Ok(()) => return Ok(core.say_free(step.name()).await?),
+            Err(Halt::Failed { error, .. }) => patience.next(core, step.name(), error).await?,
+            Err(fatal) => return Err(fatal),
+        }
+    }
+}
