@@ -1,9 +1,14 @@
 //! The [`Store`] trait: what the mover needs of a place that keeps objects, and nothing more. Keys are byte-exact.
 
+mod address;
+pub mod contract;
 pub mod local;
 pub mod memory;
+mod opendal;
 pub mod policy;
 pub mod s3;
+
+pub use address::{Address, Scheme, open};
 
 use async_trait::async_trait;
 use bytes::Bytes;
