@@ -92,9 +92,10 @@ pub struct LoadLog {
     pub writes: Vec<Write>,
     /// The first [`Failure`]s; [`Counts::failed`] counts all.
     pub failures: Vec<Failure>,
-    /// The first reads that showed something older than their client had been promised, or a picture that is not what it
-    /// should be, one sentence each.
-    pub violations: Vec<String>,
+    /// The first reads that showed something older than their client had been promised, one sentence each.
+    pub stale: Vec<String>,
+    /// The first pictures that were not what they should be, and clients that broke.
+    pub wrong: Vec<String>,
     pub write_times: Quantiles,
     pub read_times: Quantiles,
     /// The worst wait of each client that wrote, and of each that read.
@@ -194,11 +195,14 @@ impl Tally {
     /// A client was shown something older than what it had been told, or something else than it should be.
     pub(super) fn violation(&self, of_own_writes: bool, text: String) {
         let log = &mut self.lock().log;
-        if of_own_writes {
+        let details = if of_own_writes {
             log.counts.read_your_writes_violations += 1;
-        }
-        if log.violations.len() < MOST_DETAILS {
-            log.violations.push(text);
+            &mut log.stale
+        } else {
+            &mut log.wrong
+        };
+        if details.len() < MOST_DETAILS {
+            details.push(text);
         }
     }
 
@@ -206,7 +210,7 @@ impl Tally {
     pub(super) fn broken(&self, why: String) {
         let log = &mut self.lock().log;
         log.counts.failed += 1;
-        log.violations.push(format!("a client of the load broke: {why}"));
+        log.wrong.push(format!("a client of the load broke: {why}"));
         let at_nanos = monotonic_nanos();
         log.failures.push(Failure {
             at_nanos,

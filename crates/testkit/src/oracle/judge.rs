@@ -1,0 +1,286 @@
+//! Compares what clients were told with what is there. Pure: the same evidence gives the same verdict.
+
+use super::evidence::Evidence;
+use super::{Breach, Verdict, Violation, sides};
+use crate::cloud::Mutation;
+use crate::load::{LoadLog, Operation, Outcome, Write};
+use crate::shop::{ORDERS, Order, RECEIPTS};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// `logs`: every load that ran on this world. `journals`: every cloud's name and mutations since the loads began, and before if
+/// wished. `owners`: names of the clouds that owned the application, in order of epochs.
+pub fn judge(
+    logs: &[&LoadLog],
+    evidence: &Evidence,
+    journals: &[(String, Vec<Mutation>)],
+    owners: &[String],
+) -> Verdict {
+    let mut case = Case::new(logs, evidence);
+    for write in logs.iter().flat_map(|log| &log.writes) {
+        case.count(write);
+        if write.operation == Operation::Create {
+            case.judge_receipts(write);
+        }
+    }
+    case.judge_orders(logs);
+    case.judge_strangers();
+    case.judge_objects();
+    case.judge_shown(logs);
+    case.verdict.violations.extend(sides::overlaps(journals, owners));
+    case.verdict.writes_lost = case.lost.len() as u64;
+    case.verdict.writes_doubled = case.doubled.len() as u64;
+    case.verdict.ok = case.verdict.violations.is_empty();
+    case.verdict
+}
+
+type WriteName<'a> = (&'a str, u64);
+
+struct Case<'a> {
+    evidence: &'a Evidence,
+    /// Order ids by the write their receipt names.
+    receipts: HashMap<WriteName<'a>, Vec<&'a str>>,
+    orders: HashMap<&'a str, &'a Order>,
+    creates: HashMap<WriteName<'a>, &'a Write>,
+    lost: BTreeSet<WriteName<'a>>,
+    doubled: BTreeSet<WriteName<'a>>,
+    verdict: Verdict,
+}
+
+impl<'a> Case<'a> {
+    fn new(logs: &[&'a LoadLog], evidence: &'a Evidence) -> Self {
+        let mut receipts: HashMap<WriteName<'a>, Vec<&'a str>> = HashMap::new();
+        for (write, order) in evidence.receipts.iter().filter_map(|receipt| parse_receipt(receipt)) {
+            receipts.entry(write).or_default().push(order);
+        }
+        let creates =
+            logs.iter().flat_map(|log| &log.writes).filter(|write| write.operation == Operation::Create);
+        Self {
+            evidence,
+            receipts,
+            orders: evidence.orders.iter().map(|order| (order.id.as_str(), order)).collect(),
+            creates: creates.map(|write| (name(write), write)).collect(),
+            lost: BTreeSet::new(),
+            doubled: BTreeSet::new(),
+            verdict: Verdict::default(),
+        }
+    }
+
+    fn find(&mut self, breach: Breach, what: impl Into<String>, text: impl Into<String>) {
+        self.verdict.violations.push(Violation { breach, what: what.into(), text: text.into() });
+    }
+
+    fn find_lost(&mut self, write: &'a Write, text: impl Into<String>) {
+        self.lost.insert(name(write));
+        self.find(Breach::Lost, told(write), text);
+    }
+
+    fn find_doubled(&mut self, write: &'a Write, text: impl Into<String>) {
+        self.doubled.insert(name(write));
+        self.find(Breach::Doubled, told(write), text);
+    }
+
+    fn count(&mut self, write: &Write) {
+        match write.outcome {
+            Outcome::Acknowledged { .. } => self.verdict.writes_acknowledged += 1,
+            Outcome::Refused { .. } => self.verdict.writes_refused += 1,
+            Outcome::Unknown { .. } => self.verdict.writes_unknown += 1,
+        }
+        // Writers only ever touch orders that they were told they have.
+        if let (Outcome::Refused { status: 404, why }, Some(order)) = (&write.outcome, &write.order) {
+            self.find(
+                Breach::ReadYourWrites,
+                told(write),
+                format!("its acknowledged order {order} was not found: {why}"),
+            );
+        }
+    }
+
+    fn judge_receipts(&mut self, write: &'a Write) {
+        let receipts = self.receipts.get(&name(write)).cloned().unwrap_or_default();
+        if receipts.len() > 1 {
+            return self
+                .find_doubled(write, format!("{} receipts: orders {}", receipts.len(), receipts.join(", ")));
+        }
+        match (&write.outcome, receipts.first()) {
+            (Outcome::Acknowledged { .. }, None) => {
+                self.find_lost(write, "acknowledged, and there is no receipt")
+            }
+            (Outcome::Acknowledged { .. }, Some(order)) if write.order.as_deref() != Some(order) => {
+                self.find(Breach::Foreign, told(write), format!("the receipt is for order {order}"));
+            }
+            (Outcome::Refused { .. }, Some(order)) => {
+                self.find(
+                    Breach::RefusedButDone,
+                    told(write),
+                    format!("refused, and there is a receipt for order {order}"),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// The writes of every order whose creation was acknowledged, in the order in which its client made them.
+    fn judge_orders(&mut self, logs: &[&'a LoadLog]) {
+        let mut by_order: BTreeMap<&'a str, Vec<&'a Write>> = BTreeMap::new();
+        for write in logs.iter().flat_map(|log| &log.writes) {
+            if let Some(order) = &write.order {
+                by_order.entry(order).or_default().push(write);
+            }
+        }
+        for (id, mut writes) in by_order {
+            writes.sort_by_key(|write| write.number);
+            self.judge_order(id, &writes);
+        }
+    }
+
+    fn judge_order(&mut self, id: &'a str, writes: &[&'a Write]) {
+        let done = |write: &&&Write| matches!(write.outcome, Outcome::Acknowledged { .. });
+        let maybe_deleted = writes.iter().any(|write| {
+            write.operation == Operation::Delete && matches!(write.outcome, Outcome::Unknown { .. })
+        });
+        let deletion = writes.iter().filter(done).find(|write| write.operation == Operation::Delete);
+        let order = self.orders.get(id).copied();
+        if let Some(deletion) = deletion {
+            if order.is_some() {
+                self.find_lost(deletion, format!("acknowledged, and order {id} is there"));
+            }
+            return;
+        }
+        let Some(order) = order else {
+            if !maybe_deleted {
+                // Everything acknowledged about this order went with it.
+                for write in writes.iter().filter(done) {
+                    self.find_lost(write, format!("acknowledged, and order {id} is not there"));
+                }
+            }
+            return;
+        };
+        let mut newest = 0;
+        for write in writes {
+            self.judge_update(order, write);
+            let is_delete = write.operation == Operation::Delete;
+            if done(&write) && !is_delete {
+                newest = write.number;
+            }
+        }
+        let known: BTreeSet<u64> = writes.iter().map(|write| write.number).collect();
+        for number in order.history.iter().filter(|number| !known.contains(number)) {
+            self.find(Breach::Foreign, format!("order {id}"), format!("update {number} was made by nobody"));
+        }
+        if order.version < newest {
+            let write = writes.iter().find(|write| write.number == newest);
+            if let Some(write) = write.filter(|write| !self.lost.contains(&name(write))) {
+                self.find_lost(
+                    write,
+                    format!("acknowledged, and order {id} is at version {}", order.version),
+                );
+            }
+        }
+    }
+
+    fn judge_update(&mut self, order: &Order, write: &'a Write) {
+        if write.operation != Operation::Update {
+            return;
+        }
+        let times = order.history.iter().filter(|number| **number == write.number).count();
+        match (&write.outcome, times) {
+            (_, 2..) => self.find_doubled(write, format!("applied {times} times")),
+            (Outcome::Acknowledged { .. }, 0) => {
+                self.find_lost(write, "acknowledged, and not in the order's history")
+            }
+            (Outcome::Refused { .. }, 1) => {
+                self.find(Breach::RefusedButDone, told(write), "refused, and in the history")
+            }
+            _ => {}
+        }
+    }
+
+    /// Orders and receipts that no acknowledged write explains.
+    fn judge_strangers(&mut self) {
+        let mut of_unknown: HashMap<WriteName<'a>, u32> = HashMap::new();
+        let evidence = self.evidence;
+        for order in &evidence.orders {
+            let write = self.creates.get(&(order.client.as_str(), order.number)).copied();
+            match write.map(|write| (write, &write.outcome)) {
+                Some((write, Outcome::Acknowledged { .. })) if write.order.as_deref() == Some(&order.id) => {}
+                Some((write, Outcome::Acknowledged { .. })) => {
+                    self.find_doubled(write, format!("made order {} too", order.id));
+                }
+                Some((write, Outcome::Unknown { .. })) => {
+                    let times = of_unknown.entry(name(write)).or_default();
+                    *times += 1;
+                    if *times == 2 {
+                        self.find_doubled(write, format!("made two orders, {} is one", order.id));
+                    }
+                }
+                Some((write, Outcome::Refused { .. })) => {
+                    self.find(
+                        Breach::RefusedButDone,
+                        told(write),
+                        format!("refused, and made order {}", order.id),
+                    );
+                }
+                None => {
+                    self.find(Breach::Foreign, format!("{ORDERS}{}.json", order.id), "nobody made this order")
+                }
+            }
+        }
+        for receipt in &evidence.receipts {
+            let known = parse_receipt(receipt).is_some_and(|(write, _)| self.creates.contains_key(&write));
+            if !known {
+                self.find(
+                    Breach::Foreign,
+                    format!("{RECEIPTS}{receipt}"),
+                    "nobody was promised this receipt",
+                );
+            }
+        }
+    }
+
+    fn judge_objects(&mut self) {
+        let evidence = self.evidence;
+        self.verdict.objects_compared = evidence.media_compared;
+        for (key, why) in &evidence.damaged_orders {
+            self.find(Breach::Changed, key, why);
+        }
+        for media in &evidence.media_wrong {
+            self.find(Breach::Changed, &media.key, &media.wrong);
+        }
+        for key in evidence.media_unknown.iter().chain(&evidence.other_keys) {
+            self.find(Breach::Foreign, key, "nobody wrote this object");
+        }
+    }
+
+    fn judge_shown(&mut self, logs: &[&LoadLog]) {
+        for log in logs {
+            self.verdict.read_your_writes_violations += log.counts.read_your_writes_violations;
+            for text in &log.stale {
+                self.find(Breach::ReadYourWrites, "shown to a client", text);
+            }
+            for text in &log.wrong {
+                self.find(Breach::Shown, "shown to a client", text);
+            }
+        }
+    }
+}
+
+fn name(write: &Write) -> (&str, u64) {
+    (&write.client, write.number)
+}
+
+fn told(write: &Write) -> String {
+    let what = match write.operation {
+        Operation::Create => "create",
+        Operation::Update => "update",
+        Operation::Delete => "delete",
+    };
+    let order = write.order.as_deref().unwrap_or("unknown");
+    format!("write {} of {} ({what} order {order})", write.number, write.client)
+}
+
+/// `{client}/{number}-{order}`.
+fn parse_receipt(receipt: &str) -> Option<((&str, u64), &str)> {
+    let (client, rest) = receipt.split_once('/')?;
+    let (number, order) = rest.split_once('-')?;
+    Some(((client, number.parse().ok()?), order))
+}
