@@ -284,3 +284,204 @@ fn parse_receipt(receipt: &str) -> Option<((&str, u64), &str)> {
     let (number, order) = rest.split_once('-')?;
     Some(((client, number.parse().ok()?), order))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::{Operation as Change, Principal};
+    use crate::oracle::Media;
+
+    fn write(number: u64, operation: Operation, order: Option<&str>, outcome: Outcome) -> Write {
+        let order = order.map(String::from);
+        Write { client: "c".into(), number, operation, order, started_nanos: 0, ended_nanos: 1, outcome }
+    }
+
+    fn done() -> Outcome {
+        Outcome::Acknowledged { cloud: "A".into() }
+    }
+
+    fn unknown() -> Outcome {
+        Outcome::Unknown { why: "no answer".into() }
+    }
+
+    fn refused() -> Outcome {
+        Outcome::Refused { status: 503, why: "held too long".into() }
+    }
+
+    fn order(id: &str, number: u64, history: &[u64]) -> Order {
+        let version = history.last().copied().unwrap_or(number);
+        Order { id: id.into(), client: "c".into(), number, amount: 1, version, history: history.to_vec() }
+    }
+
+    /// Two orders, one of them changed, a third removed, and an unknown creation that left nothing.
+    fn honest() -> (LoadLog, Evidence) {
+        let writes = vec![
+            write(1, Operation::Create, Some("o1"), done()),
+            write(2, Operation::Create, Some("o2"), done()),
+            write(3, Operation::Update, Some("o2"), done()),
+            write(4, Operation::Create, Some("o3"), done()),
+            write(5, Operation::Delete, Some("o3"), done()),
+            write(6, Operation::Create, None, unknown()),
+            write(7, Operation::Create, None, refused()),
+            write(8, Operation::Update, Some("o2"), unknown()),
+        ];
+        let evidence = Evidence {
+            orders: vec![order("o1", 1, &[]), order("o2", 2, &[3])],
+            receipts: vec!["c/1-o1".into(), "c/2-o2".into(), "c/4-o3".into()],
+            ..Evidence::default()
+        };
+        (LoadLog { writes, ..LoadLog::default() }, evidence)
+    }
+
+    fn verdict(change: impl FnOnce(&mut LoadLog, &mut Evidence)) -> Verdict {
+        let (mut log, mut evidence) = honest();
+        change(&mut log, &mut evidence);
+        judge(&[&log], &evidence, &[], &[])
+    }
+
+    #[track_caller]
+    fn blames(verdict: &Verdict, breach: Breach, what: &str) {
+        assert!(!verdict.ok);
+        let found =
+            verdict.violations.iter().any(|found| found.breach == breach && found.what.contains(what));
+        assert!(found, "{breach:?} of {what} in {:#?}", verdict.violations);
+    }
+
+    #[test]
+    fn an_honest_world_passes() {
+        let verdict = verdict(|_, _| {});
+        assert!(verdict.ok, "{:#?}", verdict.violations);
+        let counts = (verdict.writes_acknowledged, verdict.writes_unknown, verdict.writes_refused);
+        assert_eq!(counts, (5, 2, 1));
+    }
+
+    #[test]
+    fn unknown_writes_may_have_happened_once() {
+        let verdict = verdict(|_, evidence| {
+            evidence.receipts.push("c/6-o6".into());
+            evidence.orders.push(order("o6", 6, &[]));
+            evidence.orders[1] = order("o2", 2, &[3, 8]);
+        });
+        assert!(verdict.ok, "{:#?}", verdict.violations);
+    }
+
+    #[test]
+    fn a_lost_receipt_order_update_or_removal() {
+        let lost = verdict(|_, evidence| drop(evidence.receipts.remove(0)));
+        blames(&lost, Breach::Lost, "write 1 of c");
+        assert_eq!(lost.writes_lost, 1);
+        let lost = verdict(|_, evidence| drop(evidence.orders.remove(1)));
+        blames(&lost, Breach::Lost, "write 2 of c");
+        assert_eq!(lost.writes_lost, 2, "creation and change");
+        let lost = verdict(|_, evidence| evidence.orders[1] = order("o2", 2, &[]));
+        blames(&lost, Breach::Lost, "write 3 of c");
+        assert_eq!(lost.writes_lost, 1);
+        let lost = verdict(|_, evidence| evidence.orders.push(order("o3", 4, &[])));
+        blames(&lost, Breach::Lost, "write 5 of c");
+        let lost = verdict(|_, evidence| evidence.orders[1].version = 2);
+        blames(&lost, Breach::Lost, "write 3 of c");
+    }
+
+    #[test]
+    fn a_doubled_creation_or_update() {
+        let doubled = verdict(|_, evidence| evidence.receipts.push("c/1-o9".into()));
+        blames(&doubled, Breach::Doubled, "write 1 of c");
+        assert_eq!(doubled.writes_doubled, 1);
+        let doubled = verdict(|_, evidence| evidence.orders.push(order("o9", 1, &[])));
+        blames(&doubled, Breach::Doubled, "write 1 of c");
+        let doubled = verdict(|_, evidence| evidence.orders[1] = order("o2", 2, &[3, 3]));
+        blames(&doubled, Breach::Doubled, "write 3 of c");
+        let doubled = verdict(|_, evidence| evidence.receipts.extend(["c/6-x".into(), "c/6-y".into()]));
+        blames(&doubled, Breach::Doubled, "write 6 of c");
+        let doubled = verdict(|_, evidence| evidence.orders.extend([order("x", 6, &[]), order("y", 6, &[])]));
+        blames(&doubled, Breach::Doubled, "write 6 of c");
+    }
+
+    #[test]
+    fn refused_writes_and_strangers() {
+        let done = verdict(|_, evidence| evidence.receipts.push("c/7-o7".into()));
+        blames(&done, Breach::RefusedButDone, "write 7 of c");
+        let done = verdict(|_, evidence| evidence.orders.push(order("o7", 7, &[])));
+        blames(&done, Breach::RefusedButDone, "write 7 of c");
+        blames(&verdict(|_, evidence| evidence.receipts.push("c/99-o".into())), Breach::Foreign, "c/99-o");
+        blames(
+            &verdict(|_, evidence| evidence.receipts.push("nonsense".into())),
+            Breach::Foreign,
+            "nonsense",
+        );
+        blames(
+            &verdict(|_, evidence| evidence.orders.push(order("o", 99, &[]))),
+            Breach::Foreign,
+            "orders/o.json",
+        );
+        blames(
+            &verdict(|_, evidence| evidence.orders[0] = order("o1", 1, &[77])),
+            Breach::Foreign,
+            "order o1",
+        );
+        blames(&verdict(|_, evidence| evidence.other_keys.push("x".into())), Breach::Foreign, "x");
+        blames(
+            &verdict(|_, evidence| evidence.media_unknown.push("media/x".into())),
+            Breach::Foreign,
+            "media/x",
+        );
+    }
+
+    #[test]
+    fn changed_objects_and_stale_reads() {
+        let changed = verdict(|_, evidence| {
+            evidence.media_wrong.push(Media { key: "media/a".into(), wrong: "missing".into() })
+        });
+        blames(&changed, Breach::Changed, "media/a");
+        let damaged =
+            verdict(|_, evidence| evidence.damaged_orders.push(("orders/z.json".into(), "half".into())));
+        blames(&damaged, Breach::Changed, "orders/z.json");
+        let stale = verdict(|log, _| {
+            log.counts.read_your_writes_violations = 1;
+            log.stale.push("c saw nothing".into());
+        });
+        blames(&stale, Breach::ReadYourWrites, "shown");
+        assert_eq!(stale.read_your_writes_violations, 1);
+        blames(&verdict(|log, _| log.wrong.push("a picture".into())), Breach::Shown, "shown");
+        let gone = verdict(|log, _| {
+            let outcome = Outcome::Refused { status: 404, why: "no such order".into() };
+            log.writes.push(write(9, Operation::Update, Some("o1"), outcome));
+        });
+        blames(&gone, Breach::ReadYourWrites, "write 9 of c");
+    }
+
+    fn journal(cloud: &str, by: Principal, nanos: &[u64]) -> (String, Vec<Mutation>) {
+        let mutation = |&nanos: &u64| Mutation {
+            position: nanos,
+            nanos,
+            principal: by,
+            operation: Change::Put,
+            bucket: "shop".into(),
+            key: format!("{cloud}{nanos}"),
+        };
+        (cloud.into(), nanos.iter().map(mutation).collect())
+    }
+
+    fn sides(journals: &[(String, Vec<Mutation>)], owners: &[&str]) -> Verdict {
+        let (log, evidence) = honest();
+        let owners: Vec<String> = owners.iter().map(ToString::to_string).collect();
+        judge(&[&log], &evidence, journals, &owners)
+    }
+
+    #[test]
+    fn one_writable_side_at_a_time() {
+        let app = Principal::Application;
+        let (a, b) = (journal("A", app, &[1, 2, 3]), journal("B", app, &[4, 5]));
+        assert!(sides(&[a.clone(), b.clone()], &["A", "B"]).ok);
+        assert!(sides(std::slice::from_ref(&a), &["A", "B"]).ok);
+        assert!(sides(&[journal("A", app, &[1, 9]), b.clone()], &["A", "B", "A"]).ok, "there and back");
+        blames(
+            &sides(&[journal("A", app, &[1, 4]), journal("B", app, &[3])], &["A", "B"]),
+            Breach::TwoSides,
+            "A4",
+        );
+        blames(&sides(&[a.clone(), b], &["A"]), Breach::TwoSides, "B4");
+        let copier = journal("B", Principal::Migration, &[2]);
+        assert!(sides(&[a, copier], &["A"]).ok, "the migration writes where it likes");
+    }
+}

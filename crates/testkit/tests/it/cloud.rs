@@ -311,7 +311,7 @@ async fn a_policy_has_no_late_writers() {
     let folder = tempfile::tempdir().unwrap();
     let cloud = Cloud::start(config(folder.path())).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..8)
+    let writers: Vec<_> = (0..4)
         .map(|writer| {
             let (app, stop) =
                 (S3::new(cloud.running.address, "shop", crate::common::keys("app")), stop.clone());
@@ -339,11 +339,11 @@ async fn a_policy_has_no_late_writers() {
         .collect();
     // Some writes first, then the fence in the midst of them.
     while cloud.migration.list("").await.unwrap().len() < 50 {}
-    for _ in 0..5 {
+    for _ in 0..3 {
         set_policy(&cloud.migration, Some(fence())).await;
         let (_, head) = feed(cloud.running.events_address, "head=true", TOKEN).await;
         // Fenced: the head stays where it is although everybody goes on writing.
-        for _ in 0..40 {
+        for _ in 0..12 {
             assert!(cloud.app.put("late", &HeaderMap::new(), Bytes::new()).await.is_err());
             let multi = cloud
                 .app

@@ -2,3 +2,7 @@
 
 mod cloud;
 mod common;
+mod distance;
+mod foreign;
+mod traffic;
+mod worlds;
