@@ -228,6 +228,7 @@ impl Address {
             credentials_name: self.credentials_name.clone(),
             side: self.side,
             address: self.to_string(),
+            page_keys: 1_000,
         })
     }
 

@@ -106,6 +106,10 @@ impl Refusal {
             | "ServerBusy"
             | "XMinioServerNotInitialized" => (Network, Temporary),
             "NotImplemented" | "MethodNotAllowed" | "InvalidObjectState" => (Unsupported, Permanent),
+            "InvalidArgument" if self.message.to_ascii_lowercase().contains("object name") => {
+                (Unsupported, Permanent)
+            }
+            "InvalidURI" => (Unsupported, Permanent),
             _ => match self.status.as_u16() {
                 401 | 403 => (Credentials, Permanent),
                 404 => (NotFound, Permanent),

@@ -53,6 +53,26 @@ pub fn walk(document: &str, mut visit: impl FnMut(Node<'_>)) -> Result<()> {
     }
 }
 
+/// # Errors
+/// `Unsupported` when the answer is another document: some servers ignore what they do not know in a query and answer
+/// something else.
+fn expect_root(document: &str, wanted: &str) -> Result<()> {
+    let mut root = None;
+    walk(document, |node| {
+        if let Node::Open(name) = node {
+            root.get_or_insert_with(|| name.to_owned());
+        }
+    })?;
+    match root {
+        Some(name) if name == wanted => Ok(()),
+        other => {
+            let found = other.unwrap_or_default();
+            let text = format!("the server answered `{found}` where `{wanted}` was asked for");
+            Err(Error::permanent(ErrorKind::Unsupported, text))
+        }
+    }
+}
+
 /// An `<Error>` answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Failure {
@@ -92,9 +112,10 @@ pub fn page(document: &str) -> Result<Page> {
     let mut page = Page::default();
     let mut entry = None;
     let mut encoded = false;
+    let mut is_listing = None;
     walk(document, |node| match node {
         Node::Open("Contents") => entry = Some(empty_entry()),
-        Node::Open(_) => {}
+        Node::Open(name) => _ = is_listing.get_or_insert_with(|| name == "ListBucketResult"),
         Node::Close("Contents", _) => page.entries.extend(entry.take()),
         Node::Close("EncodingType", text) => encoded = text.eq_ignore_ascii_case("url"),
         Node::Close("IsTruncated", text) => page.truncated = text == "true",
@@ -112,6 +133,12 @@ pub fn page(document: &str) -> Result<Page> {
             }
         }
     })?;
+    if is_listing != Some(true) {
+        return Err(Error::permanent(
+            ErrorKind::Unsupported,
+            "the server answered no listing where one was asked for",
+        ));
+    }
     if let Some(entry) = page.entries.iter().find(|entry| entry.size == u64::MAX) {
         let text = format!("the listing has no size for `{}`", entry.key);
         return Err(Error::temporary(ErrorKind::Corrupt, text));
@@ -140,6 +167,7 @@ pub struct Parts {
 }
 
 pub fn parts(document: &str) -> Result<Parts> {
+    expect_root(document, "ListPartsResult")?;
     let mut answer = Parts::default();
     let mut part = None;
     let mut truncated = false;
@@ -175,6 +203,7 @@ pub struct Uploads {
 }
 
 pub fn uploads(document: &str) -> Result<Uploads> {
+    expect_root(document, "ListMultipartUploadsResult")?;
     let mut answer = Uploads::default();
     let (mut upload, mut truncated, mut encoded) = (None, false, false);
     let (mut next_key, mut next_id) = (String::new(), String::new());
