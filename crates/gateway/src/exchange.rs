@@ -175,7 +175,7 @@ impl Exchange {
     /// The client did not wait for the whole answer. A write's answer is received to its end all the same, so that "in
     /// flight" stays true to its name.
     pub fn client_left(mut self, mut rest: Incoming) {
-        if self.ticket.is_none() {
+        if self.ticket.is_none() || tokio::runtime::Handle::try_current().is_err() {
             return self.finish(Outcome::ClientLeft);
         }
         let (service, patience) = (self.service.clone(), self.service.plan.upstream_timeout);

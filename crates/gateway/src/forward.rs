@@ -42,9 +42,14 @@ pub(crate) async fn serve(
     exchange.method = request.method().clone();
     exchange.path = request.uri().path_and_query().cloned();
     if let Err(text) = check(&request) {
-        return refuse(exchange, StatusCode::BAD_REQUEST, text, Outcome::NotSent);
+        let mut response = refuse(exchange, StatusCode::BAD_REQUEST, text, Outcome::NotSent);
+        if request.version() <= Version::HTTP_11 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        return response;
     }
-    if *request.method() == Method::CONNECT {
+    let upgrade = session::Wanted::of(&mut request);
+    if upgrade.is_none() && *request.method() == Method::CONNECT {
         return refuse(
             exchange,
             StatusCode::METHOD_NOT_ALLOWED,
@@ -52,7 +57,6 @@ pub(crate) async fn serve(
             Outcome::NotSent,
         );
     }
-    let upgrade = headers::wants_upgrade(&request).then(|| session::Wanted::of(&mut request));
     let waiting_bytes = waiting_bytes(&request);
     let (mut parts, body) = request.into_parts();
     let host = match (parts.uri.authority().and_then(host_value), parts.headers.contains_key(header::HOST)) {
@@ -68,7 +72,7 @@ pub(crate) async fn serve(
         Class::Read => read(exchange, parts, body).await,
         Class::Write | Class::Session => {
             if let Some(wanted) = &upgrade {
-                wanted.restore(&mut parts.headers);
+                wanted.restore(&mut parts);
             }
             write(exchange, Request::from_parts(parts, body), waiting_bytes, upgrade).await
         }
@@ -76,7 +80,8 @@ pub(crate) async fn serve(
 }
 
 fn classify<B>(service: &Service, request: &Request<B>) -> Class {
-    if headers::wants_upgrade(request) || headers::wants_events(request.headers()) {
+    let asks = headers::wants_upgrade(request) || session::is_extended_connect(request);
+    if asks || headers::wants_events(request.headers()) {
         Class::Session
     } else if service.plan.reads.contains(request.method()) {
         Class::Read
@@ -320,6 +325,10 @@ async fn send_write(
             Some(Err(mut error)) => match error.take_message() {
                 // The connection had ended before it took the request: no byte left, so a fresh one may.
                 Some(message) if !sent_bytes.any() => match service.side(side).pool.connect().await {
+                    Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
+                        let text = "the gateway lost its lease; nothing was sent, please try again\n";
+                        return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
+                    }
                     Ok((fresh, _)) => (request, connection) = (message, fresh),
                     Err(error) => return unreachable_write(exchange, side, &error),
                 },
@@ -403,14 +412,14 @@ fn broken_write(
     error: &hyper::Error,
 ) -> Response<ResponseBody> {
     tracing::debug!(%error, %side, "no answer to a write");
+    if exchange.progress.as_ref().is_some_and(|progress| progress.has_failed()) {
+        let outcome = if sent.any() { Outcome::Unknown } else { Outcome::NotSent };
+        return refuse(exchange, StatusCode::BAD_REQUEST, "the request's body broke off\n", outcome);
+    }
     if !sent.any() {
         let text = "the connection to the service ended; nothing was sent, please try again\n";
         exchange.side_failed(side);
         return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
-    }
-    if exchange.progress.as_ref().is_some_and(|progress| progress.has_failed()) {
-        let text = "the request's body broke off; whether the service did anything is not known\n";
-        return refuse(exchange, StatusCode::BAD_REQUEST, text, Outcome::Unknown);
     }
     exchange.side_failed(side);
     let text = "the connection to the service broke; whether it did the work is not known\n";

@@ -326,3 +326,91 @@ impl Drop for Session {
         self.gate.ended(&self.gate.sessions);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grant::{Lease, Saved};
+    use rehome_part::Token;
+
+    fn bounds() -> Bounds {
+        Bounds { requests: 10, bytes: 1_000, age: Duration::from_secs(10), connections: 10 }
+    }
+
+    fn label() -> Label {
+        Label { method: Method::PUT, path: None }
+    }
+
+    /// Armed with a lease of 2 ms that began at 1,000 µs of a clock that stands still.
+    fn leased() -> (Arc<Gate>, Grant, Arc<AtomicU64>) {
+        let (boot, hand) = BootClock::held_at(1_000);
+        let grant = Grant::wake(Saved::first()).enroll("run", Token(1)).unwrap().intend();
+        let grant = grant.arm(Epoch(1), Lease { now: 1_000, millis: 2 }, &[], "", Token(1)).unwrap();
+        (Arc::new(Gate::new(&grant, boot, bounds())), grant, hand)
+    }
+
+    #[tokio::test]
+    async fn the_lease_is_looked_at_for_every_single_write() {
+        let (gate, _, hand) = leased();
+        hand.store(2_999, Ordering::SeqCst);
+        let ticket = gate.enter(label(), 1).await.unwrap();
+        assert_eq!((gate.in_flight(), ticket.is_stale(), gate.mode()), (1, false, Mode::Armed));
+        hand.store(3_000, Ordering::SeqCst);
+        assert!(ticket.is_stale(), "admitted in time, and too late to send");
+        assert_eq!(gate.mode(), Mode::Held);
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.enter(label(), 1).await }
+        });
+        while !gate.line.has_waiting() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(gate.in_flight(), 1);
+        waiting.abort();
+    }
+
+    #[tokio::test]
+    async fn a_write_without_a_recorded_intent_waits_for_it() {
+        let (boot, _) = BootClock::held_at(0);
+        let grant = Grant::wake(Saved::first());
+        let gate = Arc::new(Gate::new(&grant, boot, bounds()));
+        let intender = (gate.clone(), grant.clone());
+        let release = tokio::spawn(crate::hold::release(gate.clone(), move || {
+            let (gate, grant) = intender.clone();
+            async move {
+                assert_eq!(gate.in_flight(), 0, "nothing goes before the intent");
+                gate.publish(&grant.intend());
+                true
+            }
+        }));
+        let first = gate.enter(label(), 1).await.unwrap();
+        assert_eq!(gate.is_open(), Some(NeedsIntent(false)));
+        drop(first);
+        assert_eq!(gate.in_flight(), 0);
+        release.abort();
+    }
+
+    #[tokio::test]
+    async fn quiet_means_no_write_and_no_session() {
+        let (gate, _, _hand) = leased();
+        let ticket = gate.enter(label(), 1).await.unwrap();
+        assert!(!gate.quiet(Duration::ZERO).await);
+        let session = ticket.into_session();
+        assert_eq!((gate.in_flight(), gate.sessions()), (0, 1));
+        assert!(!gate.quiet(Duration::ZERO).await);
+        gate.end_sessions();
+        assert!(session.end.is_cancelled());
+        drop(session);
+        assert!(gate.quiet(Duration::ZERO).await);
+    }
+
+    #[test]
+    fn a_label_has_no_query_and_an_end() {
+        let path = format!("/orders/{}?token=1", "x".repeat(200));
+        let shown = Label { method: Method::PUT, path: Some(path.parse().unwrap()) }.show();
+        assert!(
+            shown.starts_with("PUT /orders/xx") && shown.ends_with("x…") && shown.chars().count() < 90,
+            "{shown}"
+        );
+    }
+}

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 /// A lease longer than this is a mistake: a partitioned gateway would admit writes for as long.
 pub(crate) const MAX_LEASE_MS: u64 = 60_000;
 const MAX_ASK: usize = 16;
+/// Epochs stay exact in every JSON reader, and the next one always exists.
+const MAX_EPOCH: Epoch = Epoch(1 << 53);
 
 /// A refusal and the sentence that explains it.
 pub(crate) type Refused = (Refusal, String);
@@ -81,8 +83,8 @@ impl Saved {
         if self.version != Self::VERSION {
             return Err(format!("format version {}, this program reads {}", self.version, Self::VERSION));
         }
-        if self.epoch < Epoch::FIRST {
-            return Err("epoch 0 does not exist".into());
+        if self.epoch < Epoch::FIRST || self.epoch > MAX_EPOCH {
+            return Err(format!("epoch {} does not exist", self.epoch));
         }
         if self.intent.is_some_and(|intent| intent > self.epoch) {
             return Err("it intends to write under an epoch that it was not granted".into());
@@ -211,6 +213,9 @@ impl Grant {
         if epoch < own {
             return Err((Refusal::StaleEpoch, format!("epoch {epoch} is over, this gateway is at {own}")));
         }
+        if epoch > MAX_EPOCH {
+            return Err((Refusal::BadRequest, format!("epoch {epoch} is no epoch")));
+        }
         if epoch == own {
             return match self.saved.armed {
                 Some(_) => Err((
@@ -242,6 +247,9 @@ impl Grant {
         let own = self.saved.epoch;
         if epoch < own {
             return Err((Refusal::StaleEpoch, format!("epoch {epoch} is over, this gateway is at {own}")));
+        }
+        if epoch > MAX_EPOCH {
+            return Err((Refusal::BadRequest, format!("epoch {epoch} is no epoch")));
         }
         if self.saved.intent == Some(epoch) {
             let text = format!("this gateway recorded its intent to write under epoch {epoch}");

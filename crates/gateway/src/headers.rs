@@ -36,10 +36,10 @@ pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// Does the client want another protocol on this connection?
+/// Does the client want another protocol on this connection? HTTP/2 by upgrade is declined by not answering to it.
 pub(crate) fn wants_upgrade<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11
-        && request.headers().contains_key(header::UPGRADE)
+        && request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol != "h2c")
         && tokens(request.headers(), &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
 }
 

@@ -336,6 +336,7 @@ async fn client_http2(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(Duration::from_secs(30))
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(stream), handler);
     let mut connection = pin!(connection);
     tokio::select! {

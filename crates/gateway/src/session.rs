@@ -4,32 +4,59 @@
 use crate::body::ResponseBody;
 use crate::exchange::{Exchange, Outcome};
 use crate::headers;
-use http::header::{self, HeaderMap, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+
+const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
+const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
+
+/// Does an HTTP/2 client open a session on one of its streams (RFC 8441)?
+pub(crate) fn is_extended_connect<B>(request: &Request<B>) -> bool {
+    *request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_some()
+}
 
 /// The client's half of an upgrade.
 pub(crate) struct Wanted {
     client: OnUpgrade,
     protocol: HeaderValue,
+    /// Asked on an HTTP/2 stream: the upstream hears of it as HTTP/1.1, the client gets a plain 200.
+    on_stream: bool,
 }
 
 impl Wanted {
-    pub fn of(request: &mut Request<Incoming>) -> Self {
-        let protocol = request.headers().get(header::UPGRADE).cloned();
-        Self {
-            client: hyper::upgrade::on(request),
-            protocol: protocol.unwrap_or(HeaderValue::from_static("")),
-        }
+    pub fn of(request: &mut Request<Incoming>) -> Option<Self> {
+        let on_stream = is_extended_connect(request);
+        let protocol = match request.extensions().get::<Protocol>() {
+            Some(protocol) if on_stream => HeaderValue::from_str(protocol.as_str()).ok()?,
+            _ if headers::wants_upgrade(request) => request.headers().get(header::UPGRADE)?.clone(),
+            _ => return None,
+        };
+        Some(Self { client: hyper::upgrade::on(request), protocol, on_stream })
     }
 
     /// Puts back what every proxy removes and an upgrade needs.
-    pub fn restore(&self, headers: &mut HeaderMap) {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, self.protocol.clone());
+    pub fn restore(&self, parts: &mut request::Parts) {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(header::UPGRADE, self.protocol.clone());
+        if self.on_stream {
+            parts.method = Method::GET;
+            parts.headers.entry(KEY).or_insert_with(websocket_key);
+        }
     }
+}
+
+/// Sixteen random bytes in base64; a nonce, not a secret (RFC 6455 section 4.1).
+fn websocket_key() -> HeaderValue {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut key: Vec<u8> = (0..21).map(|_| LETTERS[fastrand::usize(..64)]).collect();
+    // The last letter carries two bits, the four below them are zero.
+    key.push(LETTERS[fastrand::usize(..4) * 16]);
+    key.extend_from_slice(b"==");
+    HeaderValue::from_bytes(&key).expect("base64 is visible ASCII")
 }
 
 /// Passes the upstream's 101 on and joins both connections.
@@ -43,9 +70,13 @@ pub(crate) fn begin(
     let (mut parts, _) = response.into_parts();
     let protocol = parts.headers.get(header::UPGRADE).cloned().unwrap_or_else(|| wanted.protocol.clone());
     headers::prepare_response(&mut parts.headers, parts.version);
-    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    parts.headers.insert(header::UPGRADE, protocol);
-    parts.status = StatusCode::SWITCHING_PROTOCOLS;
+    if wanted.on_stream {
+        parts.headers.remove(ACCEPT);
+        parts.status = StatusCode::OK;
+    } else {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(header::UPGRADE, protocol);
+    }
     let service = exchange.service.clone();
     service.tasks.clone().spawn(async move {
         let end = exchange.session_end();

@@ -116,7 +116,7 @@ proptest! {
         lines in proptest::collection::vec(
             prop_oneof![
                 proptest::collection::vec(any::<u8>(), 0..200),
-                "\\{\"do\":\"(settle|arm|hold|weight|revoke)\",\"epoch\":-?[0-9]{1,25},\"token\":[0-9]{1,3}\\}".prop_map(String::into_bytes),
+                "\\{\"do\":\"(settle|arm|hold|weight|revoke)\",\"epoch\":-?[0-9]{1,25},\"token\":[0-6]{1}\\}".prop_map(String::into_bytes),
                 "\\{\"do\":\"[a-z]{0,8}\"[\\]\\}\\[]{0,3}".prop_map(String::into_bytes),
                 Just(vec![b'['; 5_000]),
             ],

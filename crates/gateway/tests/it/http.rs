@@ -131,6 +131,50 @@ async fn raw_session(address: std::net::SocketAddr) -> String {
 }
 
 #[tokio::test]
+async fn a_session_on_an_http2_stream_reaches_an_http1_upstream() {
+    let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
+    let gateway = Gateway::start(service(&source.url(), &target.url())).await;
+    let mut caller = Caller::connect_h2(gateway.address).await;
+    // The answer carries the gateway's settings, which allow the extended CONNECT.
+    caller.get("/", &[]).await;
+    let mut request = caller.request("CONNECT", "/upgrade", &[("sec-websocket-version", "13")], "");
+    request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    let Caller::Two(sender) = &mut caller else { unreachable!() };
+    let mut response = within("the answer", sender.send_request(request)).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(!response.headers().contains_key("upgrade"));
+    let upgraded = within("the stream", hyper::upgrade::on(&mut response)).await.unwrap();
+    let mut stream = hyper_util::rt::TokioIo::new(upgraded);
+    let mut name = [0; 6];
+    within("the greeting", stream.read_exact(&mut name)).await.unwrap();
+    assert_eq!(&name, b"source");
+    stream.write_all(b"over and back").await.unwrap();
+    let mut back = [0; 13];
+    within("the echo", stream.read_exact(&mut back)).await.unwrap();
+    assert_eq!(&back, b"over and back");
+    let seen = source.last();
+    assert_eq!((seen.method.as_str(), seen.headers["sec-websocket-key"].len()), ("GET", 24));
+    assert_eq!(gateway.status().await.held.sessions, 1);
+    drop(stream);
+    eventually("the session ended", || async { gateway.status().await.held.sessions == 0 }).await;
+    drop(target);
+}
+
+#[tokio::test]
+async fn an_offer_of_http2_by_upgrade_is_an_ordinary_request() {
+    let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
+    let gateway = Gateway::start(service(&source.url(), &target.url())).await;
+    gateway.weight(100).await;
+    gateway.fresh().await;
+    let headers =
+        [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABk")];
+    let got = gateway.caller().await.get("/", &headers).await;
+    assert_eq!((got.status.as_u16(), got.side()), (200, "target"));
+    assert!(!target.last().headers.contains_key("http2-settings"));
+    drop(source);
+}
+
+#[tokio::test]
 async fn a_stream_of_events_is_a_session() {
     let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
     let gateway = Gateway::start(service(&source.url(), &target.url())).await;
