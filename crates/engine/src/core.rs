@@ -94,6 +94,10 @@ impl Core {
         self.world.clock.boot_millis()
     }
 
+    pub fn now(&self) -> Now {
+        now_of(&self.world)
+    }
+
     /// A point where a test can break in.
     pub async fn fault_point(&self, point: &str) -> Result<(), EngineError> {
         let outcome = self.world.faults.at(point).await;

@@ -25,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 const TICK: Duration = Duration::from_millis(50);
 /// Between two looks at gates that are not met, and after an aborted attempt.
 const GATE_EVERY: Duration = Duration::from_secs(1);
+/// The slowest pace of samples.
+const SELDOM: Duration = Duration::from_secs(15);
+
 type Reply = oneshot::Sender<Result<CommandOutcome, CommandError>>;
 
 #[derive(Debug)]
@@ -643,7 +646,7 @@ impl Engine {
             self.core.units.start_freshness(&settings, flow, token);
         }
         if now >= self.sampled.next {
-            self.sampled.next = now + self.core.settings().sample_every;
+            self.sampled.next = now + self.sampled.pace(&self.core);
             self.sample().await?;
         }
         if now >= self.sampled.reconcile && !self.core.state.paused {
@@ -698,6 +701,12 @@ impl Engine {
 }
 
 impl Sampled {
+    /// Often at the beginning of a state, seldom after hours in it: a soak of days must not fill the journal.
+    fn pace(&self, core: &Core) -> Duration {
+        let entered = core.stages.last().map_or(0, |(_, at)| core.boot_ms().saturating_sub(*at));
+        Duration::from_millis(entered / 300).min(SELDOM).max(core.settings().sample_every)
+    }
+
     /// A sample that says what the last one said is not worth a line.
     fn is_new(&mut self, event: &Event) -> bool {
         let key = match event {

@@ -22,7 +22,10 @@ pub(crate) async fn apply(
     then: impl FnOnce(&Context) -> Vec<Event> + Send,
 ) -> Result<(), Halt> {
     let (name, attempt) = (step.name(), context.attempt);
-    let input = json!({ "epoch": context.epoch, "flow": context.flow, "boot_ms": core.boot_ms() });
+    let now = core.now();
+    let input = json!({
+        "epoch": context.epoch, "flow": context.flow, "boot_id": now.boot_id, "boot_ms": now.boot_ms
+    });
     core.record_one(Event::StepIntended { step: name.into(), attempt, input }).await?;
     match effect(core, step, context).await {
         Ok(output) => {

@@ -320,8 +320,11 @@ async fn pause(core: &Core) -> Result<Option<u64>, EngineError> {
     let journal = std::sync::Arc::clone(&core.journal);
     let attempt = core.state.attempt.as_ref().map_or(0, |attempt| attempt.number);
     let step = crate::core::blocking(move || journal.step(HoldWrites.name(), attempt)).await?;
-    let began = step.and_then(|(input, _)| input.get("boot_ms").and_then(serde_json::Value::as_u64));
-    Ok(began.and_then(|began| core.boot_ms().checked_sub(began)))
+    let Some((input, _)) = step else { return Ok(None) };
+    let now = core.now();
+    let same_boot = input.get("boot_id").and_then(serde_json::Value::as_str) == Some(now.boot_id.as_str());
+    let began = input.get("boot_ms").and_then(serde_json::Value::as_u64).filter(|_| same_boot);
+    Ok(began.and_then(|began| now.boot_ms.checked_sub(began)))
 }
 
 async fn report(
