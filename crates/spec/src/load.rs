@@ -123,13 +123,13 @@ impl Migration {
         found
     }
 
-    /// The gateways of the file; when it names none, the one that is expected below `state_home`
-    /// (`$XDG_STATE_HOME`, or `~/.local/state`), at `rehome/<name>/gateway.sock`.
-    pub fn gateways_or_default(&self, state_home: &Path) -> Vec<Gateway> {
+    /// The gateways of the file; when it names none, the one that is expected below `home` (where rehome keeps its state,
+    /// `$XDG_STATE_HOME/rehome`), at `gateways/<name>/gateway.sock`. It outlives runs, so it is in none of their folders.
+    pub fn gateways_or_default(&self, home: &Path) -> Vec<Gateway> {
         if !self.gateways.is_empty() {
             return self.gateways.clone();
         }
-        let control = state_home.join("rehome").join(&self.migration.name).join("gateway.sock");
+        let control = home.join("gateways").join(&self.migration.name).join("gateway.sock");
         vec![Gateway { name: "gateway".into(), control, token: None }]
     }
 

@@ -220,10 +220,11 @@ impl Paint {
     }
 }
 
-/// A value of the user's inside a message: no control characters, not endless.
+/// A value of the user's inside a message: no control characters, no password of an address, not endless.
 pub(crate) fn quote(text: &str) -> String {
-    let mut quoted: String = text.chars().take(60).flat_map(char::escape_debug).collect();
-    if text.chars().nth(60).is_some() {
+    let covered = mask::without_password(text);
+    let mut quoted: String = covered.chars().take(60).map(mask::visible).collect();
+    if covered.chars().nth(60).is_some() {
         quoted.push('…');
     }
     quoted
@@ -231,9 +232,5 @@ pub(crate) fn quote(text: &str) -> String {
 
 /// How a path is named in messages.
 pub(crate) fn name_of(path: &Path) -> String {
-    quote_path(&path.display().to_string())
-}
-
-fn quote_path(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    path.display().to_string().chars().map(mask::visible).collect()
 }

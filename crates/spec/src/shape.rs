@@ -388,7 +388,7 @@ pub(crate) fn parse_size(text: &str) -> Result<Size, String> {
 pub(crate) fn show_span(span: Span) -> String {
     let micros = span.0.as_micros();
     for (unit, factor) in [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000)] {
-        if micros >= factor && micros % factor == 0 {
+        if micros >= factor && micros.is_multiple_of(factor) {
             return format!("{}{unit}", micros / factor);
         }
     }
@@ -400,7 +400,7 @@ pub(crate) fn show_span(span: Span) -> String {
 
 fn show_size(size: Size) -> String {
     for (unit, factor) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
-        if size.0 >= factor && size.0 % factor == 0 {
+        if size.0 >= factor && size.0.is_multiple_of(factor) {
             return format!("{}{unit}", size.0 / factor);
         }
     }

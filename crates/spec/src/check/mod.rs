@@ -5,7 +5,7 @@ mod rules;
 mod structure;
 mod values;
 
-use crate::problem::{Raw, quote};
+use crate::problem::Raw;
 use crate::schema::Shape;
 use crate::tree::Node;
 
@@ -30,12 +30,23 @@ fn syntax(text: &str, error: &toml_edit::TomlError) -> Raw {
     let end = text.trim_end().len();
     let span = error.span().unwrap_or(end..end);
     let span = if span.start >= end { end.saturating_sub(1)..end } else { span };
-    let problem = Raw::error(&span, format!("not valid TOML: {}", quote(first)));
+    let problem = Raw::error(&span, format!("not valid TOML: {}", first));
     match expected.as_slice() {
+        [] if first.contains("duplicate") => {
+            problem.hint("a key, and a `[table]`, can be written once; take one of the two out")
+        }
+        [] if first.contains("invalid") && first.contains("string") => {
+            problem.hint("close the text with the quote it began with")
+        }
         [] => problem
-            .hint("strings stand in quotes, lists in [ ], and a key is written once: `name = \"media\"`"),
+            .hint("strings stand in quotes, lists in brackets: `name = \"media\"`, `uses = [\"media\"]`"),
         expected => problem.hint(expected.join("; ")),
     }
+}
+
+/// Has the table this key, or one that was meant to be it? What is misspelt is reported once, not as missing as well.
+fn is_there_or_meant(node: &Node, key: &str) -> bool {
+    node.entries().iter().any(|entry| nearest(&entry.key, [key]).is_some())
 }
 
 /// The nearest of `candidates` that a slip of the fingers explains.

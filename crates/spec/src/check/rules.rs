@@ -2,7 +2,7 @@
 //! Values that are wrong by themselves were reported already and are passed over here.
 
 use super::values::{is_private, store_url};
-use super::{listed, nearest};
+use super::{is_there_or_meant, listed, nearest};
 use crate::problem::{Raw, quote};
 use crate::tree::{Entry, Kind, Node};
 use crate::{Hold, Switch};
@@ -31,7 +31,10 @@ pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
 }
 
 fn something_moves(root: &Node, found: &mut Vec<Raw>) {
-    if root.get("migration").is_some() && root.get("objects").is_none() && root.get("services").is_none() {
+    if root.get("migration").is_some()
+        && !is_there_or_meant(root, "objects")
+        && !is_there_or_meant(root, "services")
+    {
         found.push(
             Raw::whole_file("nothing moves: the file has no `[[objects]]` and no `[[services]]`")
                 .hint("`rehome init` writes a file with an example of each"),
@@ -158,7 +161,8 @@ fn stores(root: &Node, objects: &Node, found: &mut Vec<Raw>) {
 }
 
 fn keys(store: &Entry, found: &mut Vec<Raw>) {
-    let (access, secret) = (store.value.get("access_key").is_some(), store.value.get("secret_key").is_some());
+    let (access, secret) =
+        (is_there_or_meant(&store.value, "access_key"), is_there_or_meant(&store.value, "secret_key"));
     let missing = match (access, secret) {
         (true, true) => return,
         (true, false) => "`secret_key`",
@@ -173,9 +177,12 @@ fn keys(store: &Entry, found: &mut Vec<Raw>) {
 
 /// Without an endpoint the address of the service follows from the region.
 fn region(root: &Node, store: &Entry, side: &str, scheme: &str, found: &mut Vec<Raw>) {
-    let named = store.value.get("endpoint").is_some()
-        || store.value.get("region").is_some()
-        || root.get("migration").and_then(|m| m.get(side)).is_some_and(|place| place.get("region").is_some());
+    let place = root.get("migration").and_then(|migration| migration.get(side));
+    // A place that is no table was reported as that.
+    let named = is_there_or_meant(&store.value, "endpoint")
+        || is_there_or_meant(&store.value, "region")
+        || place
+            .is_none_or(|place| !matches!(place.kind, Kind::Table(_)) || is_there_or_meant(place, "region"));
     if !named {
         let problem = Raw::error(
             &store.key_span,

@@ -1,6 +1,6 @@
 //! Keys, types, words and units, against the schema. One walk, from top to bottom.
 
-use super::{listed, nearest, values};
+use super::{is_there_or_meant, listed, nearest, values};
 use crate::problem::{Raw, quote};
 use crate::schema::Shape;
 use crate::tree::{Entry, Kind, Node};
@@ -30,7 +30,7 @@ impl Walk<'_> {
                 None => self.unknown(shape, entry),
             }
         }
-        for key in shape.required().filter(|key| node.entry(key).is_none()) {
+        for key in shape.required().filter(|key| !is_there_or_meant(node, key)) {
             self.missing(shape, key, node, own);
         }
     }
@@ -61,6 +61,10 @@ impl Walk<'_> {
     }
 
     fn integer(&mut self, shape: Shape, number: i64, span: &Range<usize>) {
+        if self.path.last().is_some_and(|key| key == "read_steps") {
+            // The rules say more about them.
+            return;
+        }
         let (smallest, largest) = shape.range();
         if !(smallest..=largest).contains(&number) {
             let text = format!("{} is {number}; it must be from {smallest} to {largest}", self.key());
@@ -123,6 +127,10 @@ impl Walk<'_> {
             (_, Some("Size"), Kind::Integer(number)) => {
                 format!("write `{name} = \"{number}B\"` or \"{number}MiB\"")
             }
+            (_, Some("Span"), _) => {
+                "write a number and one of ms, s, m, h, d, in quotes, like \"2s\"".to_owned()
+            }
+            (_, Some("Size"), _) => "write a number and its unit, in quotes, like \"64MiB\"".to_owned(),
             (_, Some("Secret"), _) => values::HOW_TO_REFER.to_owned(),
             ("array", _, Kind::Table(_)) => format!("write `[[{name}]]`, with two brackets, for each"),
             ("object", _, Kind::List(_)) => format!("write `[{name}]`, with one bracket: there is only one"),
@@ -130,6 +138,19 @@ impl Walk<'_> {
             ("string", _, Kind::Integer(_) | Kind::Float | Kind::Bool | Kind::Date) => {
                 "put it in quotes".to_owned()
             }
+            (_, Some("Place"), _) => {
+                format!("write `{name} = {{ cloud = \"aliyun\", region = \"cn-hangzhou\" }}`")
+            }
+            (_, Some("Store"), _) => {
+                format!(
+                    "write `{name} = {{ url = \"s3://bucket\", access_key = \"env:ID\", secret_key = \"env:SECRET\" }}`"
+                )
+            }
+            (_, Some("Hook"), _) => {
+                format!("write `{name} = {{ url = \"https://…\", token = \"env:NAME\" }}`")
+            }
+            ("integer", ..) => "write it without quotes and without a fraction".to_owned(),
+            ("boolean", ..) => "write true or false, without quotes".to_owned(),
             _ => format!("for example: {}", values::example_of(None, name)),
         };
         self.found.push(problem.hint(hint));
@@ -144,7 +165,7 @@ impl Walk<'_> {
 fn suggest<'a>(guess: Option<&str>, otherwise: &str, all: impl IntoIterator<Item = &'a str>) -> String {
     let all = listed(all);
     match guess {
-        Some(guess) => format!("did you mean \"{guess}\"? {otherwise}: {all}"),
+        Some(guess) => format!("did you mean \"{guess}\"? allowed: {all}"),
         None => format!("{otherwise}: {all}"),
     }
 }

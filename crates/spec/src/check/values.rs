@@ -260,7 +260,7 @@ fn store(text: &str, span: &Range<usize>) -> Option<Raw> {
     }
     if url.query().is_some() || url.fragment().is_some() {
         let text = "the address of a store has no `?` and no `#`";
-        return Some(Raw::error(span, text).hint("regions, endpoints and keys have keys of their own; write a `#` or `?` of a prefix as %23 or %3F"));
+        return Some(Raw::error(span, text).hint("regions, endpoints and secrets have keys of their own"));
     }
     let host = url.host_str().unwrap_or_default();
     match (scheme, host) {

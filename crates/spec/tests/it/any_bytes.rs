@@ -118,7 +118,8 @@ proptest! {
             "secret_key = \"SECRET\"", "secret_key = SECRET", "secret_key = \"SECRET", "secret_key = 'SECRET' x",
             "acess_key = \"SECRET\"", "source = { url = 1, secret_key = \"SECRET\" }", "secret_key \"SECRET\"",
             "source = { url = \"s3://u:SECRET@bucket\", x = 1 }", "token = [\"SECRET\"]", "secret_key = \"\"\"\nSECRET\n\"\"\"",
-            "secret_key = \"env:SECRET \"", "password = \"SECRET\"", "secret_key = \"\"\"\nSECRET",
+            "secret_key = \"env:SECRET \"", "password = \"SECRET\"", "secret_key = \"\"\"\nSECRET", "token = [\n  \"SECRET\"\n x", "token = { x = \"SECRET\" }", "acess_ky = \"SECRET\"",
+            "secret_key =\n  \"SECRET\"", "source = { url = \"s3://me:SECRET@b\" }\ntarget = { url = \"s3://me:SECRET@b\" }",
         ]),
         after in prop::sample::select(vec!["", "x = ", "= 2", "[", "\u{7}"]),
     ) {

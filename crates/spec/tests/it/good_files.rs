@@ -176,9 +176,9 @@ fn what_the_template_comments_out_is_right_too() {
 #[test]
 fn without_gateways_one_is_expected_at_the_runs_own_socket() {
     let migration = loaded(DESIGN).migration;
-    let gateways = migration.gateways_or_default(Path::new("/home/me/.local/state"));
+    let gateways = migration.gateways_or_default(Path::new("/home/me/.local/state/rehome"));
     assert_eq!(gateways.len(), 1);
-    assert_eq!(gateways[0].control, Path::new("/home/me/.local/state/rehome/shop/gateway.sock"));
+    assert_eq!(gateways[0].control, Path::new("/home/me/.local/state/rehome/gateways/shop/gateway.sock"));
     let named = loaded(EVERYTHING).migration.gateways_or_default(Path::new("/x"));
     assert_eq!(named[0].name, "edge-1");
 }
