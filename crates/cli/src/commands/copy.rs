@@ -95,9 +95,8 @@ pub async fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Exit, CliErro
             target_options.target_secret_key.as_ref(),
         ],
     )?;
-    // The same two places always find the same marks again.
-    let pair = blake3::hash(format!("{}\n{}\n{}", source.url, target.url, target.endpoint.as_deref().unwrap_or("")).as_bytes());
-    let marks = context.home.join("copies").join(pair.to_hex().as_str());
+    // Marks of a pair of places: the same command finds them again after a kill.
+    let marks = context.home.join("copies");
     paths::private_folder(&marks)?;
     let source = rehome_objects::store::open(&source, Side::Source, &resolve)?;
     let target = rehome_objects::store::open(&target, Side::Target, &resolve)?;
@@ -124,15 +123,14 @@ pub async fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Exit, CliErro
     progress.finish();
     let outcome = outcome?;
     let seconds = begun.elapsed().as_secs_f64();
-    let summary = &outcome.summary;
     if context.global.json {
         context.printer.json(&serde_json::json!({
-            "type": "summary", "ui": "1.0", "objects": summary.objects, "bytes": summary.bytes, "kept": summary.kept,
-            "deleted": outcome.deleted, "seconds": seconds, "losses": summary.losses,
-            "verification": outcome.verification, "dry_run": args.dry_run,
+            "type": "summary", "ui": "1.0", "objects": outcome.objects, "bytes": outcome.bytes, "kept": outcome.kept,
+            "deleted": outcome.deleted, "seconds": seconds, "losses": outcome.losses,
+            "extra": outcome.extra, "verification": outcome.verification, "dry_run": args.dry_run,
         }));
     } else {
-        for loss in &summary.losses {
+        for loss in &outcome.losses {
             context.printer.line(&super::doctor::line(loss));
         }
         for difference in outcome.verification.iter().flat_map(|verification| &verification.differences) {
@@ -144,16 +142,16 @@ pub async fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Exit, CliErro
         });
         context.printer.line(&format!(
             "{would} {} objects, {} in {}; kept {}, deleted {}, {} not carried whole{compared}",
-            count(summary.objects),
-            size(summary.bytes),
+            count(outcome.objects),
+            size(outcome.bytes),
             span(seconds),
-            count(summary.kept),
+            count(outcome.kept),
             count(outcome.deleted),
-            count(summary.losses.len() as u64),
+            count(outcome.losses.len() as u64),
         ));
     }
-    let differs = outcome.verification.is_some_and(|verification| !verification.is_equal());
-    Ok(if differs || !summary.losses.is_empty() { Exit::Differences } else { Exit::Done })
+    let differs = outcome.verification.as_ref().is_some_and(|verification| !verification.is_equal());
+    Ok(if differs || !outcome.losses.is_empty() { Exit::Differences } else { Exit::Done })
 }
 
 /// A store as the migration file would describe it; options are endpoint, region, access key, secret key.

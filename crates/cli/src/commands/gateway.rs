@@ -46,18 +46,13 @@ pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliE
     let mut terminate = signal(SignalKind::terminate()).map_err(with_path(Path::new("SIGTERM")))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(with_path(Path::new("SIGINT")))?;
     let control = config.control.clone();
-    let running = rehome_gateway::start(config).await.map_err(|error| {
-        let mut failed = CliError::failed(format!("the gateway cannot start: {error}"));
-        if let Some(hint) = error.hint() {
-            failed = failed.hint(hint);
-        }
-        failed
-    })?;
+    let running = rehome_gateway::start(config)
+        .await
+        .map_err(|error| CliError::failed(format!("the gateway cannot start: {error}")))?;
     if let Some(path) = &args.ready {
-        let addresses: std::collections::BTreeMap<_, _> = running.addresses().into_iter().collect();
-        paths::write_private(path, serde_json::json!({ "services": addresses }).to_string().as_bytes())?;
+        paths::write_private(path, serde_json::json!({ "services": running.addresses }).to_string().as_bytes())?;
     }
-    for (service, address) in running.addresses() {
+    for (service, address) in &running.addresses {
         context.printer.talk(&format!("{service}: listening on {address}"));
     }
     context.printer.talk(&format!("controlled by {}", control.display()));
@@ -66,7 +61,10 @@ pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliE
         _ = interrupt.recv() => {}
     }
     context.printer.talk("draining: no new connections, open requests finish");
-    running.drain(Duration::from_secs(args.drain)).await;
+    let drained = running.drain(Duration::from_secs(args.drain)).await;
+    if drained.cut > 0 {
+        context.printer.warning(&format!("{} connections did not end in time and were cut", drained.cut));
+    }
     Ok(Exit::Done)
 }
 
@@ -87,15 +85,10 @@ fn config(home: &Path, migration: &Migration, name: Option<&str>) -> Result<Conf
     };
     let folder = gateway.control.parent().map(Path::to_owned).unwrap_or_else(|| PathBuf::from("."));
     paths::private_folder(&folder)?;
-    Ok(Config {
-        name: gateway.name.clone(),
-        state_dir: folder.join(format!("{}.state", gateway.name)),
-        control: gateway.control.clone(),
-        secret: secret(gateway)?,
-        services: migration.services.clone(),
-        hold: migration.switch.hold.clone(),
-        ..Config::default()
-    })
+    let state = folder.join(format!("{}.state", gateway.name));
+    let (name, control, services) = (gateway.name.clone(), gateway.control.clone(), migration.services.clone());
+    let config = Config::new(name, state, control, secret(gateway)?, services);
+    Ok(Config { hold: migration.switch.hold.clone(), ..config })
 }
 
 /// The shared secret of a gateway: its `token`, or a file beside its socket that the first one to come writes.

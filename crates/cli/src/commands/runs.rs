@@ -36,7 +36,7 @@ pub fn run(context: &Context<'_>, args: &RunsArgs) -> Result<Exit, CliError> {
     let views: Vec<(RunFolder, Result<RunView, rehome_journal::Error>)> =
         runs.into_iter().map(|run| (run.clone(), RunView::load(&run.path))).collect();
     if printer.json {
-        let rows: Vec<_> = views.iter().map(|(run, view)| match view {
+        let rows = views.iter().map(|(run, view)| match view {
             Ok(view) => serde_json::json!({ "name": run.name(), "phase": view.phase, "owner": view.owner, "engine_alive": alive(view), "created_ms": view.created_ms, "next": view.next_action }),
             Err(error) => serde_json::json!({ "name": run.name(), "error": error.to_string() }),
         });

@@ -29,7 +29,7 @@ pub struct ControlledGateways {
 /// One gateway's status, for `doctor`.
 pub async fn status(gateway: &Gateway) -> std::result::Result<Status, String> {
     let secret = secret(gateway).map_err(|error| error.text)?;
-    let client = Client::new(&gateway.control, &secret, &crate::audit::actor());
+    let client = Client::new(&gateway.control, secret, crate::audit::actor());
     match client.call(Request::Status).await {
         Ok(Response::Status(status)) => Ok(*status),
         Ok(other) => Err(format!("it answered {other:?}")),
@@ -49,7 +49,7 @@ impl ControlledGateways {
         let who = format!("engine of {run}, pid {}", std::process::id());
         let clients = gateways
             .iter()
-            .map(|gateway| Ok((gateway.name.clone(), Client::new(&gateway.control, &secret(gateway)?, &who))))
+            .map(|gateway| Ok((gateway.name.clone(), Client::new(&gateway.control, secret(gateway)?, who.as_str()))))
             .collect::<std::result::Result<_, CliError>>()?;
         let sessions = match sessions {
             Sessions::Wait => SessionRule::Wait,

@@ -8,6 +8,7 @@ pub mod launch;
 pub mod log;
 pub mod ports;
 pub mod process;
+pub mod recover;
 pub mod socket;
 pub mod wire;
 pub mod world;

@@ -9,8 +9,8 @@ use crate::exit::{CliError, Exit};
 use crate::paths::RunFolder;
 use async_trait::async_trait;
 use rehome_engine::{
-    Command, CommandError, CommandMessage, CommandOutcome, DecisionAnswer, Engine, EngineError, Goal, RunEnd, Setup, World,
-    guard,
+    Command, CommandError, CommandMessage, CommandOutcome, DecisionAnswer, Engine, EngineError, Goal, RunEnd, Setup,
+    guard::{self, GuardEnd},
 };
 use rehome_gateway::control::{Answer, Question, Refusal};
 use std::path::{Path, PathBuf};
@@ -41,15 +41,15 @@ pub async fn watch(context: &Context<'_>, run: &RunFolder, extras: &Extras) -> R
     let answers = Arc::new(Answers { folder: run.path.clone(), orders: None, stop: stop.clone() });
     let guard_stop = CancellationToken::new();
     socket::listen(&run.guard_socket(), run.read_secret()?, answers, guard_stop.clone()).await?;
-    let make = || world::build(context, run, &migration, extras).map_err(|error| error.text);
-    let watched = guard::watch(setup(run, &migration, "guard"), make, stop.clone()).await;
+    let world = world::build(context, run, &migration, extras)?;
+    let watched = guard::watch(setup(run, &migration, "guard"), world, stop.clone()).await;
     guard_stop.cancel();
     match watched.map_err(|error| cannot(&error))? {
-        Some(engine) => {
+        GuardEnd::TookOver(engine) => {
             tracing::warn!("the engine was silent; this guard is the engine now");
-            serve(run, engine, &run.socket(), None).await
+            serve(run, *engine, &run.socket(), None).await
         }
-        None => Ok(Exit::Done),
+        GuardEnd::Quiet => Ok(Exit::Done),
     }
 }
 

@@ -24,10 +24,11 @@ pub fn parts(
     secret: Resolve<'_>,
     sabotage: &[String],
 ) -> Result<Vec<Arc<dyn Part>>, CliError> {
+    let settings = rehome_objects::Settings { sabotage: sabotage.to_vec(), ..Default::default() };
     let one = |objects: &rehome_spec::Objects| {
         let state = folder.join(&objects.name);
         paths::private_folder(&state)?;
-        rehome_objects::part(objects, &state, secret, sabotage)
+        rehome_objects::part_with(objects, &state, secret, settings.clone())
             .map_err(|error| CliError::from(error).within(&format!("cannot open {}", objects.name)))
     };
     migration.objects.iter().map(one).collect()

@@ -17,7 +17,7 @@ pub fn message(event: &Event) -> String {
 pub fn line(record: &Record) -> Option<String> {
     let text = describe(&record.event)?;
     let at = jiff::Timestamp::from_millisecond(record.at_ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    let clock = at.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M:%S%.3f").to_string();
+    let clock = at.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%H:%M:%S%.3f").to_string();
     Some(format!("{clock}  {text}"))
 }
 
