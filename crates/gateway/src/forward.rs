@@ -7,6 +7,7 @@ use crate::exchange::{Exchange, Outcome};
 use crate::gate::Label;
 use crate::headers;
 use crate::hold::Full;
+use crate::server::MAX_HEAD;
 use crate::service::{Class, Service};
 use crate::session;
 use crate::split::ClientId;
@@ -41,8 +42,9 @@ pub(crate) async fn serve(
     let mut exchange = Exchange::new(service, class, client, address, id);
     exchange.method = request.method().clone();
     exchange.path = request.uri().path_and_query().cloned();
-    if let Err(text) = check(&request) {
-        let mut response = refuse(exchange, StatusCode::BAD_REQUEST, text, Outcome::NotSent);
+    let head_bytes = head_bytes(&request);
+    if let Err((status, text)) = check(&request, head_bytes) {
+        let mut response = refuse(exchange, status, text, Outcome::NotSent);
         if request.version() <= Version::HTTP_11 {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -57,7 +59,8 @@ pub(crate) async fn serve(
             Outcome::NotSent,
         );
     }
-    let waiting_bytes = waiting_bytes(&request);
+    let body_bytes = request.body().size_hint().upper().unwrap_or(BODY_BUFFER).min(BODY_BUFFER);
+    let waiting_bytes = head_bytes + body_bytes;
     let (mut parts, body) = request.into_parts();
     let host = match (parts.uri.authority().and_then(host_value), parts.headers.contains_key(header::HOST)) {
         (None, false) => HeaderValue::from_str(&exchange.service.plan.source.authority).ok(),
@@ -90,25 +93,28 @@ fn classify<B>(service: &Service, request: &Request<B>) -> Class {
     }
 }
 
-/// What RFC 9112 section 3.2 wants refused and hyper lets pass.
-fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
+/// What RFC 9112 section 3.2 wants refused and hyper lets pass, and heads that came in whole before hyper counted.
+fn check<B>(request: &Request<B>, head_bytes: u64) -> Result<(), (StatusCode, &'static str)> {
+    if head_bytes > MAX_HEAD as u64 {
+        return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large\n"));
+    }
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let (first, second) = (hosts.next(), hosts.next());
     if second.is_some() {
-        return Err("a request has one Host\n");
+        return Err((StatusCode::BAD_REQUEST, "a request has one Host\n"));
     }
     if first.is_none() && request.version() == Version::HTTP_11 && request.uri().authority().is_none() {
-        return Err("an HTTP/1.1 request needs a Host\n");
+        return Err((StatusCode::BAD_REQUEST, "an HTTP/1.1 request needs a Host\n"));
     }
     Ok(())
 }
 
-fn waiting_bytes(request: &Request<Incoming>) -> u64 {
+/// The memory a request's head takes, roughly.
+fn head_bytes<B>(request: &Request<B>) -> u64 {
     let headers: usize =
-        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
     let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
-    let body = request.body().size_hint().upper().unwrap_or(BODY_BUFFER).min(BODY_BUFFER);
-    (headers + path) as u64 + body
+    (headers + path) as u64
 }
 
 /// A read: to the side its client belongs to; what cannot connect there goes to the owner.
