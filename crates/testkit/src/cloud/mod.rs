@@ -2,6 +2,7 @@
 //! Protocol, signatures and XML are `s3s`; what is kept, and when it counts as written, is ours. It survives `kill -9`
 //! at any point (and a power cut with [`S3Config::sync`]).
 
+mod answers;
 mod api;
 mod content;
 mod faults;

@@ -145,11 +145,10 @@ impl Writer {
                     body["order"].as_str().map(String::from)
                 },
             );
-        if let Outcome::Acknowledged { .. } = self.record(exchange, Operation::Create, order.clone()) {
-            if let Some(id) = order {
-                self.receipt = Some(format!("{}-{id}", self.number));
-                self.orders.push(Own { id, version: self.number });
-            }
+        let outcome = self.record(exchange, Operation::Create, order.clone());
+        if let (Outcome::Acknowledged { .. }, Some(id)) = (outcome, order) {
+            self.receipt = Some(format!("{}-{id}", self.number));
+            self.orders.push(Own { id, version: self.number });
         }
     }
 
