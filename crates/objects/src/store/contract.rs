@@ -22,6 +22,8 @@ pub struct Options {
     /// Content headers that this server is known to drop.
     pub lossy_headers: Vec<&'static str>,
     pub flaws: Vec<Flaw>,
+    /// Names of user metadata to try.
+    pub user_names: Vec<&'static str>,
 }
 
 /// What servers are known to do wrong in a way that no driver can mend.
@@ -44,6 +46,7 @@ impl Default for Options {
             skip: Vec::new(),
             lossy_headers: Vec::new(),
             flaws: Vec::new(),
+            user_names: vec!["mtime", "owner", "with-dash"],
         }
     }
 }
@@ -325,7 +328,8 @@ async fn attributes_survive(store: &dyn Store, options: &Options) -> Outcome {
     }
     if able.user_metadata {
         let pairs = [("mtime", "1700000000.123456789"), ("owner", "a  b; c=\"d\""), ("with-dash", "1")];
-        sent.user = pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let tried = pairs.iter().filter(|(name, _)| options.user_names.contains(name));
+        sent.user = tried.map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
     }
     let content = Bytes::from_static(b"<p>");
     store.put("page", &sent, content.clone(), Condition::Always).await.map_err(told("put"))?;

@@ -4,5 +4,6 @@
 mod faults;
 mod folder;
 mod memory;
+mod opendal;
 mod servers;
 mod vendors;

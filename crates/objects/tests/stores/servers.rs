@@ -20,21 +20,39 @@ impl Drop for Server {
     }
 }
 
+/// Azurite, where npm could install it: optional also under REHOME_REQUIRE_TOOLS=1.
+pub fn azurite() -> Option<Server> {
+    let Some(program) = find("azurite-blob") else {
+        eprintln!(
+            "NOT TESTED: `azurite-blob` is not installed (scripts/tools.sh installs it where there is npm)"
+        );
+        return None;
+    };
+    let mut command = Command::new(program);
+    command.args(["--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence"]);
+    command.args(["--skipApiVersionCheck", "--disableTelemetry"]);
+    Some(start(command, "successfully listens on "))
+}
+
 /// The program, from `$REHOME_TOOLS/bin`, `.tools/bin` of the repository, or the path.
 pub fn tool(name: &str) -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned();
-    let tools = std::env::var_os("REHOME_TOOLS").map_or_else(|| root.join(".tools"), PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::iter::once(tools.join("bin"))
-        .chain(std::env::split_paths(&path))
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file());
+    let found = find(name);
     if found.is_none() {
         eprintln!("NOT TESTED: `{name}` is not installed; run scripts/tools.sh");
         let required = std::env::var("REHOME_REQUIRE_TOOLS").is_ok_and(|text| text == "1");
         assert!(!required, "`{name}` is required by REHOME_REQUIRE_TOOLS=1 and is not installed");
     }
     found
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned();
+    let tools = std::env::var_os("REHOME_TOOLS").map_or_else(|| root.join(".tools"), PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::iter::once(tools.join("bin"))
+        .chain(std::env::split_paths(&path))
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
 }
 
 /// moto: in-memory S3 with AWS's own semantics; takes any keys.

@@ -7,10 +7,11 @@ pub mod dialect;
 mod failure;
 mod headers;
 mod sign;
-mod wire;
+pub(super) mod wire;
 mod xml;
 
 pub use sign::Credentials;
+pub(super) use sign::write_hex;
 
 use super::{
     Attributes, Body, Capabilities, Condition, Entry, Meta, Store, Upload, UploadedPart, Written, policy,

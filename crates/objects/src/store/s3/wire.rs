@@ -52,10 +52,57 @@ pub struct Wire {
     signer: Option<Signer>,
 }
 
+/// A pool of connections, plain or protected.
 #[derive(Debug)]
-enum Connection {
+pub enum Connection {
     Plain(Client<HttpConnector, Outgoing>),
     Tls(Client<HttpsConnector<HttpConnector>, Outgoing>),
+}
+
+impl Connection {
+    /// # Errors
+    /// `Network` when TLS is wanted and this machine has no trusted authorities.
+    pub fn new(tls: bool) -> Result<Self> {
+        let mut tcp = HttpConnector::new();
+        tcp.set_connect_timeout(Some(CONNECT_LIMIT));
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(Duration::from_secs(30)));
+        tcp.enforce_http(false);
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_LIMIT)
+            .pool_max_idle_per_host(MOST_IDLE_CONNECTIONS);
+        if !tls {
+            return Ok(Self::Plain(builder.build(tcp)));
+        }
+        let protected = HttpsConnectorBuilder::new()
+            .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
+            .map_err(|error| {
+                let text = format!("no trusted certificate authorities on this machine: {error}");
+                Error::permanent(ErrorKind::Network, text).hint("install the package ca-certificates")
+            })?;
+        Ok(Self::Tls(builder.build(protected.https_only().enable_http1().wrap_connector(tcp))))
+    }
+
+    /// Sends a request that needs nothing more, and waits for the head of the answer.
+    pub async fn send(&self, request: Request<Outgoing>, doing: &str) -> Result<Response<Incoming>> {
+        let progress = Arc::clone(&request.body().progress);
+        self.exchange(request, PATIENCE, &progress, doing).await
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Outgoing>,
+        patience: Duration,
+        progress: &AtomicU64,
+        doing: &str,
+    ) -> Result<Response<Incoming>> {
+        match self {
+            Self::Plain(client) => wait(client.request(request), patience, progress, doing).await,
+            Self::Tls(client) => wait(client.request(request), patience, progress, doing).await,
+        }
+    }
 }
 
 /// One request.
@@ -85,27 +132,7 @@ impl Wire {
     /// # Errors
     /// `Network` when TLS is wanted and this machine has no trusted authorities.
     pub fn new(target: Target, signer: Option<Signer>) -> Result<Self> {
-        let mut tcp = HttpConnector::new();
-        tcp.set_connect_timeout(Some(CONNECT_LIMIT));
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(Duration::from_secs(30)));
-        tcp.enforce_http(false);
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_LIMIT)
-            .pool_max_idle_per_host(MOST_IDLE_CONNECTIONS);
-        let client = if target.scheme == http::uri::Scheme::HTTPS {
-            let tls = HttpsConnectorBuilder::new()
-                .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
-                .map_err(|error| {
-                    let text = format!("no trusted certificate authorities on this machine: {error}");
-                    Error::permanent(ErrorKind::Network, text).hint("install the package ca-certificates")
-                })?;
-            Connection::Tls(builder.build(tls.https_only().enable_http1().wrap_connector(tcp)))
-        } else {
-            Connection::Plain(builder.build(tcp))
-        };
+        let client = Connection::new(target.scheme == http::uri::Scheme::HTTPS)?;
         let host = HeaderValue::from_str(&host_of(&target))
             .map_err(|_| Error::permanent(ErrorKind::Unsupported, "the endpoint's host cannot be sent"))?;
         Ok(Self { client, target, host, signer })
@@ -121,10 +148,7 @@ impl Wire {
         let Call { patience, doing, .. } = call;
         let progress = Arc::new(AtomicU64::new(0));
         let request = self.request(call, &progress)?;
-        let answer = match &self.client {
-            Connection::Plain(client) => wait(client.request(request), patience, &progress, doing).await,
-            Connection::Tls(client) => wait(client.request(request), patience, &progress, doing).await,
-        }?;
+        let answer = self.client.exchange(request, patience, &progress, doing).await?;
         let (head, body) = answer.into_parts();
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
@@ -276,7 +300,7 @@ impl Answer {
 
     /// The body as a stream that ends with an error unless `length` bytes came.
     pub fn into_body(self, length: u64, doing: &str) -> Receiving {
-        Receiving { incoming: Some(self.body), left: length, silence: None, doing: doing.into() }
+        Receiving::new(self.body, length, doing)
     }
 }
 
@@ -286,12 +310,7 @@ async fn read_all(body: Incoming, doing: &str) -> Result<Bytes> {
     if length.is_some_and(|length| length > LARGEST_DOCUMENT_BYTES as u64) {
         return Err(too_large(doing));
     }
-    let mut receiving = Receiving {
-        incoming: Some(body),
-        left: length.unwrap_or(u64::MAX),
-        silence: None,
-        doing: doing.into(),
-    };
+    let mut receiving = Receiving::new(body, length.unwrap_or(u64::MAX), doing);
     let mut whole = BytesMut::new();
     while let Some(bytes) = receiving.next().await {
         whole.extend_from_slice(&bytes?);
@@ -311,6 +330,12 @@ fn too_large(doing: &str) -> Error {
 pub struct Outgoing {
     content: Bytes,
     progress: Arc<AtomicU64>,
+}
+
+impl Outgoing {
+    pub fn new(content: Bytes) -> Self {
+        Self { content, progress: Arc::default() }
+    }
 }
 
 impl HttpBody for Outgoing {
@@ -348,6 +373,11 @@ pub struct Receiving {
 }
 
 impl Receiving {
+    /// `length` is what was announced; `u64::MAX` when nothing was.
+    pub fn new(incoming: Incoming, length: u64, doing: &str) -> Self {
+        Self { incoming: Some(incoming), left: length, silence: None, doing: doing.into() }
+    }
+
     fn fail(&mut self, error: Error) -> Poll<Option<Result<Bytes>>> {
         self.incoming = None;
         Poll::Ready(Some(Err(error)))
