@@ -17,6 +17,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+/// Why a rehearsal is taken back.
+const REHEARSAL: &str = "rehearsal";
+
 /// Every step that runs while writes wait, in order; their round trips make the `n` of the prediction.
 const WINDOW: [&dyn Step; 9] = [
     &HoldWrites,
@@ -96,7 +99,7 @@ pub(crate) async fn attempt(
     };
     let end = finish(core, &context, outcome, rehearsal).await;
     let waiting = keeper.most_waiting.load(Ordering::Acquire);
-    report(core, &attempt, &context, &look.prediction, waiting, end?).await
+    conclude(core, &attempt, &context, &look.prediction, waiting, end?).await
 }
 
 fn unreachable_watch() -> Result<(), Halt> {
@@ -147,11 +150,10 @@ async fn forward(core: &mut Core, context: &Context, keeper: &Keeper) -> Result<
     Ok(())
 }
 
-/// What came of an attempt, before it is reported.
+/// What came of an attempt, before its end is written down.
 enum Fate {
     Committed,
-    Rehearsed,
-    Aborted(String),
+    TakenBack { why: String, keep_verified: bool },
 }
 
 async fn finish(
@@ -163,10 +165,7 @@ async fn finish(
     let (flow, epoch) = (context.flow, context.epoch.next());
     match outcome {
         Err(Halt::Fatal(error)) => Err(error),
-        Ok(()) if rehearsal => {
-            let fate = abort(core, "rehearsal", true).await?;
-            Ok(if matches!(fate, Fate::Aborted(_)) { Fate::Rehearsed } else { fate })
-        }
+        Ok(()) if rehearsal => abort(core, REHEARSAL, true).await,
         Ok(()) => {
             core.hold_lease().await?;
             let won = core.decide(epoch, flow.to()).await?.owner;
@@ -204,14 +203,14 @@ async fn abort(core: &mut Core, why: &str, keep_verified: bool) -> Result<Fate, 
 /// After the old owner was decided: everything back, the old owner opened, the queue released to it. Goes on from wherever an
 /// earlier engine stopped.
 async fn take_back(core: &mut Core, why: &str, keep_verified: bool) -> Result<Fate, EngineError> {
-    match try_take_back(core, why, keep_verified).await {
-        Ok(()) => Ok(Fate::Aborted(why.to_owned())),
+    match try_take_back(core).await {
+        Ok(()) => Ok(Fate::TakenBack { why: why.to_owned(), keep_verified }),
         Err(Halt::Fatal(error)) => Err(error),
         Err(Halt::Failed { step, error }) => Err(EngineError::Step { step, error }),
     }
 }
 
-async fn try_take_back(core: &mut Core, why: &str, keep_verified: bool) -> Result<(), Halt> {
+async fn try_take_back(core: &mut Core) -> Result<(), Halt> {
     let attempt = core.state.attempt.clone().expect("only an armed switch is taken back");
     let context = context_of(core, &attempt);
     let (epoch, owner) = context.decided;
@@ -230,15 +229,11 @@ async fn try_take_back(core: &mut Core, why: &str, keep_verified: bool) -> Resul
     }
     let held = core.state.step(HoldWrites.name(), attempt.number);
     saga::insist(core, &SettleGateways, &context, None, |_| Vec::new()).await?;
-    if held.is_some() {
+    if held.is_some() && !is_released(core) {
         let (pause_ms, boot_ms) = (pause(core).await?, core.boot_ms());
         core.record_one(Event::WritesReleased { epoch, owner, pause_ms, boot_ms }).await?;
     }
-    saga::take_back(core, &StopWorkers, &context).await?;
-    let flow = core.state.flow();
-    core.record_one(Event::SwitchAborted { why: why.into(), keep_verified }).await?;
-    core.units.start_following(flow);
-    Ok(())
+    saga::take_back(core, &StopWorkers, &context).await
 }
 
 /// After the new owner was decided: open it, release the queue to it, start what was stopped, follow the way back. Goes on
@@ -258,19 +253,18 @@ async fn try_roll_forward(core: &mut Core) -> Result<Fate, Halt> {
     core.units.stop_following().await;
     if core.state.stage == Stage::Committed {
         if let Some(why) = open_or_return(core, &context).await? {
-            return Ok(Fate::Aborted(why));
+            return Ok(Fate::TakenBack { why, keep_verified: true });
         }
         if context.sabotage("release-both") {
             open_the_old_owner_too(&context).await;
         }
     }
     saga::insist(core, &SettleGateways, &context, None, |_| Vec::new()).await?;
-    let (pause_ms, boot_ms) = (pause(core).await?, core.boot_ms());
-    core.record_one(Event::WritesReleased { epoch, owner, pause_ms, boot_ms }).await?;
+    if !is_released(core) {
+        let (pause_ms, boot_ms) = (pause(core).await?, core.boot_ms());
+        core.record_one(Event::WritesReleased { epoch, owner, pause_ms, boot_ms }).await?;
+    }
     saga::insist(core, &StartWorkers, &context, None, |_| Vec::new()).await?;
-    let back = core.state.flow();
-    core.units.start_following(back);
-    core.record_one(Event::ReverseFollowing { flow: back }).await?;
     Ok(Fate::Committed)
 }
 
@@ -310,7 +304,7 @@ async fn open_or_return(core: &mut Core, context: &Context) -> Result<Option<Str
         let why = format!("the {owner} could not be opened: {error}");
         decided(core, won, &why).await?;
         core.say_free("open").await?;
-        try_take_back(core, &why, true).await?;
+        try_take_back(core).await?;
         return Ok(Some(why));
     }
 }
@@ -327,7 +321,12 @@ async fn pause(core: &Core) -> Result<Option<u64>, EngineError> {
     Ok(began.and_then(|began| now.boot_ms.checked_sub(began)))
 }
 
-async fn report(
+fn is_released(core: &Core) -> bool {
+    core.state.attempt.as_ref().is_some_and(|attempt| attempt.released)
+}
+
+/// Writes the end of an attempt and its report down, both or none, and begins to follow away from whoever owns the data now.
+async fn conclude(
     core: &mut Core,
     attempt: &Attempt,
     context: &Context,
@@ -348,8 +347,8 @@ async fn report(
         rehearsal: attempt.rehearsal,
         outcome: match &fate {
             Fate::Committed => SwitchOutcome::Committed,
-            Fate::Rehearsed => SwitchOutcome::Rehearsed,
-            Fate::Aborted(why) => SwitchOutcome::Aborted { why: why.clone() },
+            Fate::TakenBack { why, .. } if why == REHEARSAL => SwitchOutcome::Rehearsed,
+            Fate::TakenBack { why, .. } => SwitchOutcome::Aborted { why: why.clone() },
         },
         predicted: predicted.clone(),
         pause_ms,
@@ -361,11 +360,19 @@ async fn report(
         drain_proved: notes.marker_seen,
         most_waiting: most_waiting.max(notes.hold.waiting),
     };
-    core.record_one(Event::SwitchReported { report: report.clone() }).await?;
-    Ok(match fate {
-        Fate::Committed => SwitchEnd::Committed(report),
-        Fate::Rehearsed => SwitchEnd::Rehearsed(report),
-        Fate::Aborted(why) => SwitchEnd::Aborted { why, report },
+    let flow = core.state.flow();
+    let end = match &fate {
+        Fate::Committed => Event::ReverseFollowing { flow },
+        Fate::TakenBack { why, keep_verified } => {
+            Event::SwitchAborted { why: why.clone(), keep_verified: *keep_verified }
+        }
+    };
+    core.units.start_following(flow);
+    core.record(vec![end, Event::SwitchReported { report: report.clone() }]).await?;
+    Ok(match report.outcome.clone() {
+        SwitchOutcome::Committed => SwitchEnd::Committed(report),
+        SwitchOutcome::Rehearsed => SwitchEnd::Rehearsed(report),
+        SwitchOutcome::Aborted { why } => SwitchEnd::Aborted { why, report },
     })
 }
 
@@ -398,7 +405,7 @@ pub(crate) async fn recover(core: &mut Core) -> Result<(), EngineError> {
     let (predicted, proved, drained) = remembered(core, attempt.number).await?;
     context.notes().fence_proved = proved;
     context.notes().marker_seen = drained;
-    report(core, &attempt, &context, &predicted, 0, fate).await.map(drop)
+    conclude(core, &attempt, &context, &predicted, 0, fate).await.map(drop)
 }
 
 /// The register may know more than the journal: a decision is written there first.

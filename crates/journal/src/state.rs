@@ -157,6 +157,8 @@ pub struct Attempt {
     pub came_from: Stage,
     /// Known from FENCED on.
     pub fences: BTreeMap<String, Position>,
+    /// The last gateway has released its queue.
+    pub released: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -483,6 +485,7 @@ impl State {
                     "the owner does not take writes yet",
                 )?;
                 self.require((*epoch, *owner) == (self.epoch, self.owner), "another owner was decided")?;
+                self.attempt.as_mut().ok_or("there is no attempt")?.released = true;
             }
             Event::ReverseFollowing { flow } => {
                 self.require(*flow == self.flow(), "that is not the way back from the owner")?;
@@ -522,6 +525,7 @@ impl State {
             rehearsal,
             came_from: self.stage,
             fences: BTreeMap::new(),
+            released: false,
         });
         self.steps.clear();
         self.stage = Stage::Armed;

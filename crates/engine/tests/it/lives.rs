@@ -20,7 +20,9 @@ async fn there_and_back_and_there_again_loses_nothing_and_fails_nothing() {
     assert!(report.one_writable_side_proved && report.drain_proved);
     assert!(report.pause_ms.is_some() && report.round_trips > 0);
 
-    let CommandOutcome::Switched { report } = engine.command(Command::Reverse { rehearse: false }).await.unwrap() else {
+    let CommandOutcome::Switched { report } =
+        engine.command(Command::Reverse { rehearse: false }).await.unwrap()
+    else {
         panic!("not switched back")
     };
     assert_eq!((report.flow, report.owner, report.epoch), (Flow::Reverse, Side::Source, Epoch(3)));
@@ -95,7 +97,8 @@ async fn gates_that_are_not_met_hold_the_switch_back() {
     engine.command(Command::Goal { goal: Goal::Ready }).await.unwrap();
     rig.until_phase(Phase::Ready).await;
     rig.world.behave(|behaviour| behaviour.lag_unknown = true);
-    let Err(CommandError::GateNotMet { gates }) = engine.command(Command::Switch { rehearse: false }).await else {
+    let Err(CommandError::GateNotMet { gates }) = engine.command(Command::Switch { rehearse: false }).await
+    else {
         panic!("it switched without knowing the lag")
     };
     assert!(gates.iter().any(|gate| gate.name == "lag" && gate.verdict == Verdict::NoData), "{gates:?}");
@@ -124,7 +127,8 @@ async fn commands_that_do_not_fit_change_nothing() {
     assert_eq!(rig.view().phase, Phase::Planned);
     // every one of them left a line for the audit
     let reader = Reader::open(rig.folder.path()).unwrap();
-    let audited = reader.events_since(0, 1_000).unwrap().iter().filter(|record| record.actor == "tester").count();
+    let audited =
+        reader.events_since(0, 1_000).unwrap().iter().filter(|record| record.actor == "tester").count();
     assert_eq!(audited, 6);
 }
 
@@ -210,7 +214,9 @@ async fn when_the_new_owner_cannot_be_opened_the_grant_is_taken_back() {
     rig.until_phase(Phase::Ready).await;
     let broken = Error::temporary(ErrorKind::Network, "no route").on(Side::Target);
     rig.world.faults().fail_always("unfence(target)", broken);
-    let Err(CommandError::Aborted { why, report }) = engine.command(Command::Switch { rehearse: false }).await else {
+    let Err(CommandError::Aborted { why, report }) =
+        engine.command(Command::Switch { rehearse: false }).await
+    else {
         panic!("it claims to have switched")
     };
     assert!(why.contains("could not be opened"), "{why}");

@@ -4,8 +4,8 @@
 use async_trait::async_trait;
 use rehome_engine::ports::{GatewayStatus, HoldProof, Moments, ServiceStatus, SideStatus};
 use rehome_engine::{
-    Clock, Command, CommandError, CommandMessage, CommandOutcome, DecisionAnswer, Engine, EngineError, Faults, Gateways,
-    GuardPort, RunEnd, ServiceInfo, Settings, Setup, Workers, World, decision,
+    Clock, Command, CommandError, CommandMessage, CommandOutcome, DecisionAnswer, Engine, EngineError,
+    Faults, Gateways, GuardPort, RunEnd, ServiceInfo, Settings, Setup, Workers, World, decision,
 };
 use rehome_journal::{Journal, Now, Options, Phase, RunView};
 use rehome_part::sim::{SimPart, SimWorld};
@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Longer than anything may take here, in simulated time.
 pub const LONG: Duration = Duration::from_secs(120);
@@ -85,7 +86,8 @@ impl TestFaults {
 }
 
 /// Written by the pace of time, not by what happens: a kill there is not worth a run.
-const SAMPLES: [&str; 5] = ["lag_sampled", "traffic_sampled", "copy_progressed", "gate_checked", "diagnostic"];
+const SAMPLES: [&str; 5] =
+    ["lag_sampled", "traffic_sampled", "copy_progressed", "gate_checked", "diagnostic"];
 
 #[async_trait]
 impl Faults for TestFaults {
@@ -99,7 +101,9 @@ impl Faults for TestFaults {
                 broken()
             }
             Plan::FailAlways(name) if name == point => broken(),
-            Plan::Kill(prefix, n) if point.starts_with(&prefix) && !SAMPLES.iter().any(|s| point.ends_with(s)) => {
+            Plan::Kill(prefix, n)
+                if point.starts_with(&prefix) && !SAMPLES.iter().any(|s| point.ends_with(s)) =>
+            {
                 if self.reached.fetch_add(1, Ordering::SeqCst) + 1 == n {
                     self.set(Plan::Nothing);
                     self.killed.notify_one();
@@ -444,8 +448,10 @@ pub struct Rig {
 }
 
 /// A running engine.
+#[derive(Debug)]
 pub struct Running {
-    pub task: JoinHandle<Result<RunEnd, EngineError>>,
+    /// Dropped: killed.
+    pub task: AbortOnDropHandle<Result<RunEnd, EngineError>>,
     pub commands: mpsc::Sender<CommandMessage>,
     pub stop: CancellationToken,
 }
@@ -454,7 +460,8 @@ impl Running {
     pub fn start(engine: Engine) -> Self {
         let (commands, receive) = mpsc::channel(8);
         let stop = CancellationToken::new();
-        Self { task: tokio::spawn(engine.run(receive, stop.clone())), commands, stop }
+        let task = AbortOnDropHandle::new(tokio::spawn(engine.run(receive, stop.clone())));
+        Self { task, commands, stop }
     }
 
     pub async fn send(&self, command: Command) -> oneshot::Receiver<Result<CommandOutcome, CommandError>> {
@@ -467,7 +474,10 @@ impl Running {
 
     pub async fn command(&self, command: Command) -> Result<CommandOutcome, CommandError> {
         let answer = self.send(command).await;
-        tokio::time::timeout(LONG, answer).await.expect("it is answered").unwrap_or(Err(CommandError::Stopped))
+        tokio::time::timeout(LONG, answer)
+            .await
+            .expect("it is answered")
+            .unwrap_or(Err(CommandError::Stopped))
     }
 
     /// As SIGKILL: nothing of the engine goes on.
@@ -560,7 +570,9 @@ impl Rig {
         loop {
             match Engine::open(self.setup("engine again"), self.world()).await {
                 Ok(engine) => return engine,
-                Err(EngineError::Journal(rehome_journal::Error::NotFound(_))) => return self.create().await.unwrap(),
+                Err(EngineError::Journal(rehome_journal::Error::NotFound(_))) => {
+                    return self.create().await.unwrap();
+                }
                 Err(EngineError::Held(_)) if Instant::now() < until => {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -592,7 +604,8 @@ impl Rig {
 
     /// A client that writes until it is stopped, and remembers what was acknowledged.
     pub fn start_traffic(&mut self) {
-        let (gateways, stop, log) = (self.gateways.clone(), CancellationToken::new(), Arc::clone(&self.acknowledged));
+        let (gateways, stop, log) =
+            (self.gateways.clone(), CancellationToken::new(), Arc::clone(&self.acknowledged));
         self.traffic_stop = stop.clone();
         let first = log.lock().unwrap().len();
         self.traffic = Some(tokio::spawn(async move {
@@ -625,7 +638,11 @@ impl Rig {
         assert_eq!(self.world.violations(), [], "the world saw a broken promise");
         let view = self.view();
         for key in self.acknowledged.lock().unwrap().iter() {
-            assert!(self.world.read(view.owner, key).is_some(), "acknowledged {key} is not on the {}", view.owner);
+            assert!(
+                self.world.read(view.owner, key).is_some(),
+                "acknowledged {key} is not on the {}",
+                view.owner
+            );
         }
         for (epoch, sides) in &self.gateways.lock().sides {
             assert_eq!(sides.len(), 1, "epoch {epoch} was written on {sides:?}");
