@@ -457,7 +457,7 @@ mod tests {
             principal: by,
             operation: Change::Put,
             bucket: "shop".into(),
-            key: format!("{cloud}{nanos}"),
+            key: format!("orders/{cloud}{nanos}"),
         };
         (cloud.into(), nanos.iter().map(mutation).collect())
     }
@@ -482,6 +482,9 @@ mod tests {
         );
         blames(&sides(&[a.clone(), b], &["A"]), Breach::TwoSides, "B4");
         let copier = journal("B", Principal::Migration, &[2]);
+        let mut probe = journal("B", app, &[2]);
+        probe.1[0].key = ".rehome/probe".into();
+        assert!(sides(&[a.clone(), probe], &["A"]).ok, "a probe is not the shop");
         assert!(sides(&[a, copier], &["A"]).ok, "the migration writes where it likes");
     }
 }

@@ -112,6 +112,11 @@ pub struct World {
 impl World {
     /// Starts everything, fills the source, writes the migration file; all listen when this returns.
     pub async fn start(config: &WorldConfig) -> Result<Self, WorldError> {
+        let old = config.directory.join("cloud-a");
+        if old.exists() {
+            let source = io::Error::new(io::ErrorKind::AlreadyExists, "there is a world already");
+            return Err(WorldError::File { path: old, source });
+        }
         let folders = [config.directory.clone(), config.directory.join("secrets")];
         for path in folders {
             std::fs::create_dir_all(&path).map_err(|source| WorldError::File { path, source })?;

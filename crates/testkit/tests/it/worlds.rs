@@ -47,6 +47,8 @@ async fn a_cloud_is_killed_again_and_again_and_loses_nothing() {
     let verdict = oracle::judge(&[&log], &evidence, &journals, &["A".into(), "B".into()]);
     assert!(verdict.ok, "{:#?}", verdict.violations);
     assert!(journals[1].1.is_empty());
+    let again = World::start(&config(folder.path())).await.unwrap_err();
+    assert!(again.to_string().contains("already"), "{again}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
