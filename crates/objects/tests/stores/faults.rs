@@ -56,7 +56,7 @@ async fn script(dialect: &'static Dialect, answers: Vec<String>) -> (S3Store, As
 
 async fn read_request(stream: &mut TcpStream) -> Option<String> {
     let mut request = Vec::new();
-    let mut buffer = [0; 65_536];
+    let mut buffer = vec![0; 65_536];
     loop {
         let text = String::from_utf8_lossy(&request).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {

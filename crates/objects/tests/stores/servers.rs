@@ -62,6 +62,13 @@ pub fn moto() -> Option<Server> {
     Some(start(command, "Running on "))
 }
 
+/// moto behind TLS, with a certificate for 127.0.0.1 that only `certificate` vouches for.
+pub fn moto_over_tls(certificate: &Path, key: &Path) -> Option<Server> {
+    let mut command = Command::new(tool("moto_server")?);
+    command.args(["-H", "127.0.0.1", "-p", "0", "-c"]).arg(certificate).arg("-k").arg(key);
+    Some(start(command, "Running on "))
+}
+
 /// rclone's S3 server over a folder; checks signatures.
 pub fn rclone(folder: &Path, access_key: &str, secret_key: &str) -> Option<Server> {
     let mut command = Command::new(tool("rclone")?);
@@ -90,8 +97,8 @@ fn watch(stream: impl Read + Send + 'static, marker: &'static str, found: mpsc::
     std::thread::spawn(move || {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             if let Some((_, rest)) = line.split_once(marker) {
-                let end = rest.find([']', ' ']).unwrap_or(rest.len());
-                let _ = found.send(rest[..end].trim_end_matches('/').to_owned());
+                let address = rest.split([']', ' ']).next().unwrap_or(rest);
+                let _ = found.send(address.trim_end_matches('/').to_owned());
             }
         }
     });

@@ -8,6 +8,8 @@ use rehome_objects::store::s3::dialect::{self, Dialect};
 use rehome_objects::store::s3::{Credentials, S3Store, Settings};
 use rehome_objects::store::{Attributes, Condition, Store};
 use rehome_part::{ErrorKind, Side};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn settings(dialect: &'static Dialect, endpoint: &str, bucket: &str, prefix: &str) -> Settings {
     Settings {
@@ -123,4 +125,67 @@ async fn an_endpoint_that_is_not_there_is_temporary() {
         (error.kind, error.is_temporary(), error.side),
         (ErrorKind::Network, true, Some(Side::Source))
     );
+}
+
+/// Writes a certificate for 127.0.0.1 that signs itself.
+fn make_certificate(folder: &Path) -> Option<(PathBuf, PathBuf)> {
+    let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
+    let config = folder.join("request.cnf");
+    let text = "[req]\nprompt=no\ndistinguished_name=name\nx509_extensions=extensions\n[name]\nCN=rehome test\n\
+        [extensions]\nsubjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\n";
+    std::fs::write(&config, text).unwrap();
+    let made = Command::new(servers::tool("openssl")?)
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .arg("-config")
+        .arg(&config)
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Some((certificate, key))
+}
+
+#[tokio::test]
+async fn tls_is_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((certificate, key)) = make_certificate(folder.path()) else { return };
+    let Some(server) = servers::moto_over_tls(&certificate, &key) else { return };
+    assert!(server.url.starts_with("https://"));
+    let store = S3Store::new(settings(&dialect::GENERIC, &server.url, "bucket", "")).unwrap();
+    let error = store.check().await.unwrap_err();
+    assert_eq!((error.kind, error.is_temporary()), (ErrorKind::Network, false), "{error}");
+    assert!(error.hint.unwrap().contains("SSL_CERT_FILE"));
+    // Trusted authorities come from the environment of the process: another one trusts this certificate.
+    let trusting = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "vendors::a_trusted_server_is_used_over_tls", "--ignored", "--nocapture"])
+        .env("SSL_CERT_FILE", &certificate)
+        .env("REHOME_TEST_ENDPOINT", &server.url)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&trusting.stdout).into_owned();
+    assert!(trusting.status.success() && told.contains("1 passed"), "{told}");
+}
+
+#[tokio::test]
+#[ignore = "the other half of tls_is_verified, in a process of its own"]
+async fn a_trusted_server_is_used_over_tls() {
+    let endpoint = std::env::var("REHOME_TEST_ENDPOINT").expect("started by tls_is_verified");
+    let store = made(settings(&dialect::GENERIC, &endpoint, "bucket", "")).await;
+    let content = Bytes::from(vec![7; 3 << 20]);
+    store.put("k", &Attributes::default(), content.clone(), Condition::Always).await.unwrap();
+    let (_, body) = store.get("k", None, None).await.unwrap().unwrap();
+    assert_eq!(body.try_collect::<Vec<Bytes>>().await.unwrap().concat(), content);
 }

@@ -207,19 +207,15 @@ impl Inner {
             other => path::failure(&format!("write {key}"), other),
         };
         for walk in 1..=WALKS {
-            let parent = path::make_parent_of(&root, &parts).or_else(|error| match error {
-                Errno::NOENT if walk < WALKS => Err(None),
-                other => Err(Some(other)),
-            });
-            let parent = match parent {
+            let parent = match path::make_parent_of(&root, &parts) {
                 Ok(parent) => parent,
-                Err(None) => continue,
-                Err(Some(error)) => return Err(failed(error)),
+                // Somebody deleted the last file of this folder and the folder with it.
+                Err(Errno::NOENT) if walk < WALKS => continue,
+                Err(error) => return Err(failed(error)),
             };
             let temporary = format!("{RESERVED}{:016x}", fastrand::u64(..));
             let target = match file::create(&parent, &temporary) {
                 Ok(target) => target,
-                // Somebody deleted the last file of this folder and the folder with it.
                 Err(Errno::NOENT) if walk < WALKS => continue,
                 Err(error) => return Err(failed(error)),
             };
