@@ -93,6 +93,12 @@ impl Exchange {
         }
     }
 
+    /// May it change something? Also a session that began with a writing method.
+    fn is_write(&self) -> bool {
+        self.class == Class::Write
+            || self.class == Class::Session && !self.service.plan.reads.contains(&self.method)
+    }
+
     pub fn admitted(&mut self, ticket: Ticket) {
         self.epoch = ticket.epoch.0;
         if let Some(held) = ticket.held {
@@ -105,7 +111,7 @@ impl Exchange {
     pub fn sending(&mut self, side: Side) {
         let state = self.service.side(side);
         state.requests[self.class as usize].fetch_add(1, Ordering::Relaxed);
-        if self.class == Class::Write {
+        if self.is_write() {
             self.service.writes.fetch_add(1, Ordering::Relaxed);
         }
         self.side = Some(side);
@@ -195,7 +201,7 @@ impl Exchange {
             return;
         }
         let service = &self.service;
-        if self.class == Class::Write && self.sent {
+        if self.is_write() && self.sent {
             self.acknowledge(false);
             if let Some(ticket) = &self.ticket {
                 service.write_times.record(ticket.started.elapsed());
@@ -240,10 +246,6 @@ impl Exchange {
 impl Drop for Exchange {
     /// Dropped without an end: the client went away while the request waited or was under way.
     fn drop(&mut self) {
-        self.finish(if self.sent && self.class == Class::Write {
-            Outcome::Unknown
-        } else {
-            Outcome::ClientLeft
-        });
+        self.finish(if self.sent && self.is_write() { Outcome::Unknown } else { Outcome::ClientLeft });
     }
 }

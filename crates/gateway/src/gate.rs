@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 const SHARDS: usize = 16;
@@ -283,7 +283,7 @@ pub(crate) struct Ticket {
     /// How long it waited in the line, if it did.
     pub held: Option<Duration>,
     /// Dropped with the ticket: lets the next one out of the line.
-    slot: Option<oneshot::Sender<()>>,
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Ticket {

@@ -7,12 +7,14 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Released writes on their way at once.
+/// Released writes on their way at once, to begin with.
 const RELEASED_AT_ONCE: usize = 64;
-/// A released write that is not done by then no longer keeps the next one waiting.
-const SLOT_PATIENCE: Duration = Duration::from_millis(200);
+/// As long as somebody waits, so many more may go after each step: slow writes, or more of them than the first bound
+/// lets through, must not keep the line for ever.
+const MORE: usize = 64;
+const STEP: Duration = Duration::from_millis(50);
 
 /// How much may wait.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +53,7 @@ pub(crate) enum Full {
 #[derive(Debug)]
 pub(crate) struct Turn {
     pub ticket: Ticket,
-    pub slot: Option<oneshot::Sender<()>>,
+    pub slot: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -121,17 +123,16 @@ impl Line {
         Ok(Place { receiver, seat, since, age: self.bounds.age })
     }
 
-    /// Gives the turn to the first who still waits. False when there is nobody.
-    fn call(&self, mut turn: Turn) -> bool {
+    /// Gives the turn to the first who still waits, if anybody does.
+    fn call(&self, mut turn: Turn) {
         let mut queue = self.queue.lock().expect("no code panics while it holds this lock");
         while let Some(waiter) = queue.pop_front() {
             self.queued.store(queue.len(), Ordering::SeqCst);
             match waiter.turn.send(turn) {
-                Ok(()) => return true,
+                Ok(()) => return,
                 Err(back) => turn = back,
             }
         }
-        false
     }
 
     /// Sends everybody away; used when the process ends.
@@ -204,9 +205,10 @@ where
     F: Fn() -> I,
     I: Future<Output = bool>,
 {
-    let slots = Arc::new(Semaphore::new(RELEASED_AT_ONCE));
     loop {
         gate.wake.notified().await;
+        let slots = Arc::new(Semaphore::new(RELEASED_AT_ONCE));
+        let mut widened = Instant::now();
         while !gate.line.is_empty() {
             match gate.is_open() {
                 None => break,
@@ -217,15 +219,14 @@ where
                 }
                 Some(_) => {}
             }
-            let permit = slots.clone().acquire_owned().await.expect("this semaphore is never closed");
-            let Some(ticket) = gate.admit_waiting() else { continue };
-            let (slot, done) = oneshot::channel::<()>();
-            if gate.line.call(Turn { ticket, slot: Some(slot) }) {
-                tokio::spawn(async move {
-                    let _ended = tokio::time::timeout(SLOT_PATIENCE, done).await;
-                    drop(permit);
-                });
+            if widened.elapsed() >= STEP {
+                slots.add_permits(MORE);
+                widened = Instant::now();
             }
+            let Ok(slot) = tokio::time::timeout(STEP, slots.clone().acquire_owned()).await else { continue };
+            let slot = Some(slot.expect("this semaphore is never closed"));
+            let Some(ticket) = gate.admit_waiting() else { continue };
+            gate.line.call(Turn { ticket, slot });
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The gateway against real sockets: upstreams in process, raw TCP clients, hyper clients, and `curl` where it is installed.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+
 mod control;
 mod http;
 mod reads;

@@ -157,6 +157,52 @@ async fn a_hold_waits_for_what_is_in_flight_and_names_it() {
     assert_eq!(slow.await.unwrap().status, 200);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_writes_do_not_keep_the_others_in_the_line() {
+    let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
+    let gateway = Gateway::start(service(&source.url(), &target.url())).await;
+    gateway.done(Gateway::arm(1, 30_000)).await;
+    gateway.hold(1).await;
+    let mut writers = Vec::new();
+    for _ in 0..200 {
+        let mut caller = gateway.caller().await;
+        writers.push(tokio::spawn(async move { caller.post("/wait", &[], "").await }));
+    }
+    gateway.waiting(200).await;
+    gateway.settle(2, Side::Target).await;
+    eventually("all are at the target, none is answered", || async { target.count("POST") == 200 }).await;
+    eventually("the line is empty", || async { gateway.status().await.held.in_flight == 200 }).await;
+    target.let_go(200);
+    for writer in writers {
+        assert_eq!(within("an answer", writer).await.unwrap().status, 200);
+    }
+    assert_eq!(source.count("POST"), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_the_line_is_never_sent() {
+    let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
+    let gateway = Gateway::start(service(&source.url(), &target.url())).await;
+    gateway.done(Gateway::arm(1, 30_000)).await;
+    gateway.hold(1).await;
+    let mut stays = gateway.caller().await;
+    for count in [1, 0] {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        stream.write_all(b"POST /gone HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi").await.unwrap();
+        gateway.waiting(1).await;
+        drop(stream);
+        gateway.waiting(0).await;
+        assert_eq!(gateway.status().await.held.waiting_bytes, 0, "{count}");
+    }
+    let write = tokio::spawn(async move { stays.post("/stays", &[], "").await });
+    gateway.waiting(1).await;
+    gateway.settle(2, Side::Target).await;
+    assert_eq!(write.await.unwrap().status, 200);
+    assert_eq!((target.paths("POST"), source.count("POST")), (vec!["/stays".to_owned()], 0));
+    let status = gateway.status().await;
+    assert_eq!((status.services[0].writes_unknown, status.services[0].refused), (0, 0));
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_does_not_end_its_write() {
     let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
