@@ -88,9 +88,16 @@ async fn killed_after(event: &str) {
 
 #[tokio::test(start_paused = true)]
 async fn whatever_state_the_engine_dies_in_the_guard_finishes() {
-    for event in
-        ["switch_armed", "writes_held", "fenced", "drained", "sealed", "decided", "owner_opened", "writes_released"]
-    {
+    for event in [
+        "switch_armed",
+        "writes_held",
+        "fenced",
+        "drained",
+        "sealed",
+        "decided",
+        "owner_opened",
+        "writes_released",
+    ] {
         killed_after(event).await;
     }
 }
@@ -105,7 +112,11 @@ async fn with_engine_and_guard_gone_writes_wait_and_reads_go_on_until_somebody_c
     rig.start_traffic();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(rig.gateways.standing(), None);
-    assert_eq!(rig.world.read(Side::Source, "new-0"), None, "a write was admitted while nobody owned the epoch");
+    assert_eq!(
+        rig.world.read(Side::Source, "new-0"),
+        None,
+        "a write was admitted while nobody owned the epoch"
+    );
     let again = Running::start(rig.open().await);
     rig.until("switched", |view| view.switched_at_ms.is_some()).await;
     assert_eq!(rig.stop_traffic().await.1, 0);
@@ -216,4 +227,3 @@ async fn an_engine_stopped_around_its_effects_has_none_any_more() {
 async fn an_engine_stopped_before_it_settles_the_gateways_is_refused() {
     too_late("before:settle", Side::Target).await;
 }
-
