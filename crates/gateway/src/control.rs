@@ -35,25 +35,30 @@ pub struct Moment {
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Request {
     Status,
-    /// The gateway belongs to this run from now on; refused when it belongs to another that is not finished.
+    /// The gateway belongs to this run from now on; refused when it belongs to another that is not finished. Every other
+    /// effect is refused before. Tokens are compared within a run: the first one of another run begins anew. Epoch and
+    /// owner stay what they are, so an engine takes its first epoch from [`Status`].
     Enroll {
         run: String,
         token: Token,
     },
-    /// Share of reads that go to the side which is not the owner, 0..=100. Takes effect before the answer.
+    /// Share of reads that go to the side which is not the owner, 0..=100. Takes effect before the answer. Not kept
+    /// over a restart, and back to 0 whenever a later epoch is settled.
     Weight {
         service: String,
         percent: u8,
         token: Token,
     },
-    /// Every write that this gateway acknowledged before `through` can be read on the other side. `None`: unknown.
+    /// Every write that this gateway acknowledged before `through` can be read on the other side. `None`: unknown, and so
+    /// is a moment of another process.
     Freshness {
         service: String,
         through: Option<Moment>,
         token: Token,
     },
     /// A switch begins: from now on the standing grant is void, writes are admitted under the lease only, and when
-    /// the lease ends without a [`Request::Settle`] writes are held. Sent again, it renews the lease.
+    /// the lease ends without a [`Request::Settle`] writes are held. Sent again, it renews the lease, also one that ended; it never ends
+    /// a hold that was asked for. `lease_ms` is at most a minute.
     Arm {
         epoch: Epoch,
         lease_ms: u64,
@@ -62,7 +67,8 @@ pub enum Request {
         token: Token,
     },
     /// Stop forwarding writes. Answers when none is in flight any more, or with [`Refusal::InFlight`] at the deadline
-    /// (writes stay held then, until `Settle`). `sessions` says what to do with upgraded connections.
+    /// (writes stay held then, until `Settle`), or with [`Refusal::Sessions`]: under [`SessionRule::Refuse`] at once, with
+    /// writes going on as before, otherwise at the deadline with writes held.
     Hold {
         epoch: Epoch,
         in_flight_ms: u64,
@@ -76,19 +82,20 @@ pub enum Request {
         token: Token,
     },
     /// The decision for the epoch after the armed one is `owner`, and that side takes writes: release to it. The grant is
-    /// a standing one again. Idempotent; also heals a gateway that missed everything.
+    /// a standing one again. Idempotent; also heals a gateway that missed everything. Freshness is unknown afterwards.
     Settle {
         epoch: Epoch,
         owner: Side,
         token: Token,
     },
     /// Takes back a grant under which this gateway has not yet recorded an intent to write: hold again. Refused with
-    /// [`Refusal::IntentRecorded`] otherwise.
+    /// [`Refusal::IntentRecorded`] otherwise. An epoch that has not arrived here is revoked too: a late `Settle` for it is
+    /// refused, only a later epoch releases.
     Revoke {
         epoch: Epoch,
         token: Token,
     },
-    /// The migration is over: forget the run (standing grant stays).
+    /// The migration is over: forget the run (standing grant stays). Refused during a switch.
     Leave {
         run: String,
         token: Token,

@@ -4,6 +4,7 @@
 
 mod control;
 mod http;
+mod process;
 mod reads;
 mod support;
 mod switch;
