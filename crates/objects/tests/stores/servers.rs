@@ -62,6 +62,13 @@ pub fn moto() -> Option<Server> {
     Some(start(command, "Running on "))
 }
 
+/// moto that asks for rights from the fourth call on: three calls make a user.
+pub fn moto_with_users() -> Option<Server> {
+    let mut command = Command::new(tool("moto_server")?);
+    command.args(["-H", "127.0.0.1", "-p", "0"]).env("INITIAL_NO_AUTH_ACTION_COUNT", "3");
+    Some(start(command, "Running on "))
+}
+
 /// moto behind TLS, with a certificate for 127.0.0.1 that only `certificate` vouches for.
 pub fn moto_over_tls(certificate: &Path, key: &Path) -> Option<Server> {
     let mut command = Command::new(tool("moto_server")?);

@@ -10,6 +10,8 @@ use rehome_objects::store::{Attributes, Condition, Store};
 use rehome_part::{ErrorKind, Side};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 fn settings(dialect: &'static Dialect, endpoint: &str, bucket: &str, prefix: &str) -> Settings {
     Settings {
@@ -39,9 +41,15 @@ async fn made(settings: Settings) -> S3Store {
 }
 
 /// moto takes its time for an object: fewer of them, in smaller pages.
-async fn moto_contract(server: &servers::Server, dialect: &'static Dialect, bucket: &str, prefix: &str) {
-    let store = made(Settings { page_keys: 25, ..settings(dialect, &server.url, bucket, prefix) }).await;
-    let options = Options { listed_keys: 60, ..Options::default() };
+async fn moto_contract(
+    server: &servers::Server,
+    dialect: &'static Dialect,
+    bucket: &str,
+    prefix: &str,
+    multipart_bytes: usize,
+) {
+    let store = made(Settings { page_keys: 15, ..settings(dialect, &server.url, bucket, prefix) }).await;
+    let options = Options { listed_keys: 40, multipart_bytes, ..Options::default() };
     let findings = contract::check_all(&store, &options).await;
     findings.verdict().unwrap_or_else(|text| panic!("{}:\n{text}", dialect.name));
     store.remove().await.unwrap();
@@ -52,14 +60,14 @@ async fn moto_keeps_the_contract_as_aws() {
     let Some(server) = servers::moto() else { return };
     let missing = S3Store::new(settings(&dialect::AWS, &server.url, "missing", "")).unwrap();
     contract::check_missing_bucket(&missing).await.unwrap();
-    moto_contract(&server, &dialect::AWS, "aws-bucket", "").await;
+    moto_contract(&server, &dialect::AWS, "aws-bucket", "", 20 << 20).await;
 }
 
 #[tokio::test]
 async fn moto_keeps_the_contract_below_a_prefix_and_as_obs() {
     let Some(server) = servers::moto() else { return };
-    moto_contract(&server, &dialect::GENERIC, "generic", "some pre+fix/%/").await;
-    moto_contract(&server, &dialect::OBS, "obs", "").await;
+    moto_contract(&server, &dialect::GENERIC, "generic", "some pre+fix/%/", 6 << 20).await;
+    moto_contract(&server, &dialect::OBS, "obs", "", 6 << 20).await;
 }
 
 #[tokio::test]
@@ -125,6 +133,75 @@ async fn an_endpoint_that_is_not_there_is_temporary() {
         (error.kind, error.is_temporary(), error.side),
         (ErrorKind::Network, true, Some(Side::Source))
     );
+}
+
+/// One call of the user service, whose answers are XML.
+async fn call_iam(url: &str, form: &str) -> String {
+    let authority = url.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(authority).await.unwrap();
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\nContent-Length: {}\r\n\
+         Content-Type: application/x-www-form-urlencoded\r\n\
+         Authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/iam/aws4_request, SignedHeaders=host, Signature=0\r\n\
+         \r\n{form}",
+        form.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
+}
+
+async fn make_user(url: &str) -> Credentials {
+    call_iam(url, "Action=CreateUser&Version=2010-05-08&UserName=app").await;
+    let all = "%7B%22Version%22%3A%222012-10-17%22%2C%22Statement%22%3A%5B%7B%22Effect%22%3A%22Allow%22%2C\
+        %22Action%22%3A%22s3%3A*%22%2C%22Resource%22%3A%22*%22%7D%5D%7D";
+    let form =
+        format!("Action=PutUserPolicy&Version=2010-05-08&UserName=app&PolicyName=all&PolicyDocument={all}");
+    call_iam(url, &form).await;
+    let answer = call_iam(url, "Action=CreateAccessKey&Version=2010-05-08&UserName=app").await;
+    let between = |name: &str| {
+        let (_, rest) = answer.split_once(&format!("<{name}>")).unwrap();
+        rest.split('<').next().unwrap().to_owned()
+    };
+    Credentials {
+        access_key: between("AccessKeyId"),
+        secret_key: between("SecretAccessKey"),
+        session_token: None,
+    }
+}
+
+/// moto checks signatures and policies here. (It does not evaluate the condition that exempts the migration, and it does not
+/// hold multipart uploads to `s3:PutObject`, as AWS does.)
+#[tokio::test]
+async fn the_fence_is_felt_by_the_application_and_lifted_again() {
+    let Some(server) = servers::moto_with_users() else { return };
+    let credentials = make_user(&server.url).await;
+    let settings =
+        Settings { credentials: Some(credentials), ..settings(&dialect::AWS, &server.url, "fenced", "") };
+    let mut wrong = settings.clone();
+    let app = made(settings).await;
+    let put = async |condition: Condition| {
+        app.put("k+ %", &Attributes::default(), Bytes::from_static(b"x"), condition)
+            .await
+            .map_err(|error| error.kind)
+    };
+    let impossible = || Condition::Matches("0".repeat(32));
+    put(Condition::Always).await.unwrap();
+    assert_eq!(put(impossible()).await, Err(ErrorKind::Changed));
+    let fence = app.fence_policy(None, "arn:aws:iam::123456789012:user/rehome").unwrap();
+    app.set_policy(Some(&fence)).await.unwrap();
+    assert_eq!(put(Condition::Always).await, Err(ErrorKind::Credentials));
+    assert_eq!(put(impossible()).await, Err(ErrorKind::Credentials));
+    assert_eq!(app.delete("k+ %").await.unwrap_err().kind, ErrorKind::Credentials);
+    assert!(app.get("k+ %", None, None).await.unwrap().is_some());
+    let lifted = app.unfence_policy(&app.policy().await.unwrap().unwrap()).unwrap();
+    app.set_policy(lifted.as_deref()).await.unwrap();
+    put(Condition::Always).await.unwrap();
+    assert_eq!(put(impossible()).await, Err(ErrorKind::Changed));
+    wrong.credentials.as_mut().unwrap().secret_key = "another".into();
+    contract::check_wrong_credentials(&S3Store::new(wrong).unwrap()).await.unwrap();
 }
 
 /// Writes a certificate for 127.0.0.1 that signs itself.

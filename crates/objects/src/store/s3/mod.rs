@@ -6,6 +6,7 @@
 pub mod dialect;
 mod failure;
 mod headers;
+mod list;
 mod sign;
 pub(super) mod wire;
 mod xml;
@@ -19,18 +20,18 @@ use super::{
 use async_trait::async_trait;
 use base64::Engine;
 use bytes::Bytes;
-use dialect::{Checksum, Dialect, Listing};
+use dialect::{Checksum, Dialect};
 use failure::Refusal;
 use futures::stream::{self, BoxStream, StreamExt};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
+use list::PagePosition;
 use md5::{Digest, Md5};
 use rehome_part::{Error, ErrorKind, Result, Side};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio_util::task::AbortOnDropHandle;
 use wire::{Answer, Call, PATIENCE, Target, Wire};
 
 /// Joining ten thousand parts takes a service its time.
@@ -69,17 +70,10 @@ struct Inner {
     settings: Settings,
     capabilities: Capabilities,
     wire: Wire,
+    /// A policy was read, or the server said that there is none: `?policy` means something to it.
+    knows_policies: AtomicBool,
     /// This server wants payloads signed and no checksum headers: learned from its refusal.
     plain_form: AtomicBool,
-}
-
-/// What a page of a listing is asked with.
-#[derive(Debug, Clone, Default)]
-struct PagePosition {
-    /// The whole prefix, the store's own included.
-    prefix: String,
-    after: Option<String>,
-    token: Option<String>,
 }
 
 impl S3Store {
@@ -94,7 +88,13 @@ impl S3Store {
         let wire = Wire::new(target, signer)?;
         let capabilities = settings.dialect.capabilities();
         Ok(Self {
-            inner: Arc::new(Inner { settings, capabilities, wire, plain_form: AtomicBool::new(false) }),
+            inner: Arc::new(Inner {
+                settings,
+                capabilities,
+                wire,
+                plain_form: AtomicBool::new(false),
+                knows_policies: AtomicBool::new(false),
+            }),
         })
     }
 }
@@ -194,6 +194,10 @@ impl Inner {
         answer.document(doing).await.map_err(|error| self.at_side(error))
     }
 
+    async fn finish(&self, answer: Answer, doing: &str) -> Result<HeaderMap> {
+        answer.finish(doing).await.map_err(|error| self.at_side(error))
+    }
+
     /// A small document as the body; always with its MD5 and a signed payload, which some services demand.
     async fn send_document(
         &self,
@@ -281,96 +285,6 @@ impl Inner {
         }
     }
 
-    async fn page(&self, position: PagePosition, most: u16) -> Result<(Vec<Entry>, Option<PagePosition>)> {
-        let doing = format!("list {}", self.settings.address);
-        let most = most.to_string();
-        let mut query = vec![("encoding-type", "url"), ("max-keys", most.as_str())];
-        if !position.prefix.is_empty() {
-            query.push(("prefix", &position.prefix));
-        }
-        match self.settings.dialect.listing {
-            Listing::Second => {
-                query.push(("list-type", "2"));
-                match (&position.token, &position.after) {
-                    (Some(token), _) => query.push(("continuation-token", token)),
-                    (None, Some(after)) => query.push(("start-after", after)),
-                    (None, None) => {}
-                }
-            }
-            Listing::First => query.extend(position.after.iter().map(|after| ("marker", after.as_str()))),
-        }
-        let answer =
-            self.ask(Method::GET, None, &query, &doing).await.map_err(|failed| self.fail(failed, &doing))?;
-        let document = self.document(answer, &doing).await?;
-        let page = xml::page(&document).map_err(|error| self.at_side(error))?;
-        let next = self.next_position(&page, &position, &doing)?;
-        let mut entries = page.entries;
-        if !self.settings.prefix.is_empty() {
-            for entry in &mut entries {
-                let Some(key) = entry.key.strip_prefix(&self.settings.prefix) else {
-                    let text = format!("{doing}: the key `{}` is outside what was asked for", entry.key);
-                    return Err(self.error(ErrorKind::Corrupt, text));
-                };
-                entry.key = key.to_owned();
-            }
-        }
-        Ok((entries, next))
-    }
-
-    fn next_position(
-        &self,
-        page: &xml::Page,
-        position: &PagePosition,
-        doing: &str,
-    ) -> Result<Option<PagePosition>> {
-        if !page.truncated {
-            return Ok(None);
-        }
-        let last = page.entries.last().map(|entry| entry.key.clone());
-        let next = match (&page.token, self.settings.dialect.listing) {
-            (Some(token), Listing::Second) => PagePosition { token: Some(token.clone()), ..position.clone() },
-            // No token: the last key is as good.
-            _ => PagePosition {
-                after: page.marker.clone().or(last),
-                token: None,
-                prefix: position.prefix.clone(),
-            },
-        };
-        if next.token == position.token && next.after == position.after {
-            let text = format!("{doing}: the listing says there is more and does not go on");
-            return Err(self.error(ErrorKind::Corrupt, text));
-        }
-        Ok(Some(next))
-    }
-
-    fn pages(self: Arc<Self>, position: PagePosition) -> BoxStream<'static, Result<Entry>> {
-        // The next page is on its way while this one is used.
-        let fetch = move |inner: Arc<Self>, position: PagePosition| {
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                inner.page(position, inner.settings.page_keys).await
-            }))
-        };
-        stream::unfold(Some((self, None, Some(position))), move |state| async move {
-            let (inner, pending, position) = state?;
-            let pending = match (pending, position) {
-                (Some(pending), _) => pending,
-                (None, Some(position)) => fetch(Arc::clone(&inner), position),
-                (None, None) => return None,
-            };
-            let page = pending.await.unwrap_or_else(|_| Err(Error::cancelled()));
-            match page {
-                Ok((entries, next)) => {
-                    let pending = next.map(|next| fetch(Arc::clone(&inner), next));
-                    let lines = entries.into_iter().map(Ok).collect::<Vec<_>>();
-                    Some((lines, Some((inner, pending, None))))
-                }
-                Err(error) => Some((vec![Err(error)], None)),
-            }
-        })
-        .flat_map(stream::iter)
-        .boxed()
-    }
-
     fn read_headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if self.settings.dialect.asks_for_checksums {
@@ -445,7 +359,7 @@ impl Store for S3Store {
         let sent = inner.send_document(Method::PUT, None, &[], body, PATIENCE, &doing).await;
         match sent {
             Ok(answer) => {
-                answer.finish(&doing).await?;
+                inner.finish(answer, &doing).await?;
                 Ok(true)
             }
             Err(Failed::Refused(refusal)) if refusal.is("BucketAlreadyOwnedByYou") => Ok(false),
@@ -460,7 +374,8 @@ impl Store for S3Store {
     async fn remove(&self) -> Result<()> {
         let doing = format!("remove {}", self.inner.settings.address);
         let asked = self.inner.ask(Method::DELETE, None, &[], &doing).await;
-        asked.map_err(|failed| self.inner.fail(failed, &doing))?.finish(&doing).await.map(drop)
+        let answer = asked.map_err(|failed| self.inner.fail(failed, &doing))?;
+        self.inner.finish(answer, &doing).await.map(drop)
     }
 
     fn list(&self, prefix: &str, after: Option<&str>) -> BoxStream<'_, Result<Entry>> {
@@ -573,7 +488,7 @@ impl Store for S3Store {
         }
         let with_checksum = inner.settings.dialect.checksum != Checksum::None;
         match inner.send_content(&full, &[], headers, content, with_checksum, &doing).await {
-            Ok(answer) => Ok(inner.written(&answer.finish(&doing).await?)),
+            Ok(answer) => Ok(inner.written(&inner.finish(answer, &doing).await?)),
             // The object that was to match is not there at all.
             Err(Failed::Refused(refusal))
                 if matches!(condition, Condition::Matches(_)) && refusal.is_missing_key() =>
@@ -588,7 +503,7 @@ impl Store for S3Store {
         let full = self.inner.full_key(key)?;
         let doing = format!("delete {key}");
         match self.inner.ask(Method::DELETE, Some(&full), &[], &doing).await {
-            Ok(answer) => answer.finish(&doing).await.map(drop),
+            Ok(answer) => self.inner.finish(answer, &doing).await.map(drop),
             Err(Failed::Refused(refusal)) if refusal.is_missing_key() => Ok(()),
             Err(failed) => Err(self.inner.fail(failed, &doing)),
         }
@@ -637,7 +552,8 @@ impl Store for S3Store {
         let query = [("partNumber", number_text.as_str()), ("uploadId", upload)];
         let with_checksum = inner.settings.dialect.checksum == Checksum::Crc64Nvme;
         let sent = inner.send_content(&full, &query, HeaderMap::new(), content, with_checksum, &doing).await;
-        let answered = sent.map_err(|failed| inner.fail(failed, &doing))?.finish(&doing).await?;
+        let answer = sent.map_err(|failed| inner.fail(failed, &doing))?;
+        let answered = inner.finish(answer, &doing).await?;
         let etag = headers::etag(&answered)
             .ok_or_else(|| inner.error(ErrorKind::Corrupt, format!("{doing}: the answer has no tag")))?;
         Ok(UploadedPart { number, etag, size })
@@ -694,7 +610,7 @@ impl Store for S3Store {
         let full = self.inner.full_key(key)?;
         let doing = format!("abort the upload of {key}");
         match self.inner.ask(Method::DELETE, Some(&full), &[("uploadId", upload)], &doing).await {
-            Ok(answer) => answer.finish(&doing).await.map(drop),
+            Ok(answer) => self.inner.finish(answer, &doing).await.map(drop),
             Err(Failed::Refused(refusal)) if refusal.is("NoSuchUpload") || refusal.is_missing_key() => Ok(()),
             Err(failed) => Err(self.inner.fail(failed, &doing)),
         }
@@ -742,13 +658,19 @@ impl Store for S3Store {
             Ok(answer) => {
                 let text = inner.document(answer, &doing).await?;
                 match serde_json::from_str::<serde_json::Value>(&text) {
-                    Ok(policy) if policy.is_object() => Ok(Some(text)),
+                    Ok(policy) if policy.is_object() => {
+                        inner.knows_policies.store(true, Ordering::Relaxed);
+                        Ok(Some(text))
+                    }
                     _ if text.trim().is_empty() => Ok(None),
                     // A server that ignores `?policy` answers the listing of the bucket.
                     _ => Err(inner.without_policies()),
                 }
             }
-            Err(Failed::Refused(refusal)) if refusal.is("NoSuchBucketPolicy") => Ok(None),
+            Err(Failed::Refused(refusal)) if refusal.is("NoSuchBucketPolicy") => {
+                inner.knows_policies.store(true, Ordering::Relaxed);
+                Ok(None)
+            }
             Err(failed) => Err(inner.fail(failed, &doing)),
         }
     }
@@ -759,10 +681,12 @@ impl Store for S3Store {
             return Err(inner.without_policies());
         }
         let doing = format!("set the policy of {}", inner.settings.address);
-        // Read first: to a server that does not know `?policy`, a PUT makes a bucket and a DELETE removes one.
-        let there = self.policy().await?;
-        if policy.is_none() && there.is_none() {
-            return Ok(());
+        // To a server that does not know `?policy`, a PUT makes a bucket and a DELETE removes one: ask first, once.
+        if !inner.knows_policies.load(Ordering::Relaxed) {
+            self.policy().await?;
+        }
+        if !inner.knows_policies.load(Ordering::Relaxed) {
+            return Err(inner.without_policies());
         }
         let query = [("policy", "")];
         let sent = match policy {
@@ -772,7 +696,7 @@ impl Store for S3Store {
             None => inner.ask(Method::DELETE, None, &query, &doing).await,
         };
         match sent {
-            Ok(answer) => answer.finish(&doing).await.map(drop),
+            Ok(answer) => self.inner.finish(answer, &doing).await.map(drop),
             Err(Failed::Refused(refusal)) if policy.is_none() && refusal.is("NoSuchBucketPolicy") => Ok(()),
             Err(failed) => Err(inner.fail(failed, &doing)),
         }
