@@ -298,11 +298,6 @@ impl State {
         self.no_loss(key)
     }
 
-    pub fn marks_count(&self) -> Result<u64> {
-        self.settle()?;
-        Ok(self.read("SELECT count(*) FROM marks", [], |row| number(row, 0))?.unwrap_or(0))
-    }
-
     // ---- unfinished uploads
 
     pub fn upload(&self, side: Side, key: &str) -> Result<Option<OpenUpload>> {

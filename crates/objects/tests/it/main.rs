@@ -1,0 +1,9 @@
+//! The mover against stores in memory that can be bent: copies, followers, the part's whole life.
+
+mod contract;
+mod copying;
+mod fencing;
+mod following;
+mod histories;
+mod hook;
+mod support;
