@@ -13,7 +13,7 @@ use crate::{ending, gates, preparation, reads, reconcile, recovery};
 use rehome_journal::{
     Actor, Event, Goal, Journal, NewRun, Options, PartInfo, Phase, Register, Stage, State, Verdict,
 };
-use rehome_part::{Error as PartError, Side, Verification};
+use rehome_part::{Error as PartError, Side, Token, Verification};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,23 +67,25 @@ struct Sampled {
 impl Engine {
     /// Begins a run in `setup.folder` and becomes its engine. `run` is its unique id, `name` the migration's.
     pub async fn create(setup: Setup, run: &str, name: &str, world: World) -> Result<Self, EngineError> {
-        let parts = world
-            .parts
-            .iter()
-            .map(|part| PartInfo { name: part.name().into(), kind: part.kind().into() })
-            .collect();
-        let new = NewRun {
-            run: run.into(),
-            name: name.into(),
-            parts,
-            services: world.services.iter().map(|service| service.name.clone()).collect(),
-            tool_version: setup.version.clone(),
-            actor: setup.holder.clone(),
-            at_ms: world.clock.wall_millis(),
-        };
+        let new = new_run(&setup, run, name, &world, Token(0));
         let (folder, options) = (setup.folder.clone(), options(&setup));
         let journal = blocking(move || Journal::create(&folder, new, options)).await?;
         Self::take_up(setup, world, journal).await
+    }
+
+    /// Begins the journal of a run again after it was lost with its disk (and no copy is left): who owns the data is read from
+    /// the gateways and tried on the world. Refused with [`EngineError::Disagree`] when these do not fit together or a switch
+    /// is under way. `run` must be the id the gateways are enrolled under.
+    pub async fn recover(setup: Setup, run: &str, name: &str, world: World) -> Result<Self, EngineError> {
+        let (epoch, owner) = recovery::agreed(&setup.folder, &world).await?;
+        // Tokens count takeovers, so the seconds since 1970 are above every one that was ever given.
+        let floor = Token(world.clock.wall_millis().unsigned_abs() / 1_000);
+        let new = new_run(&setup, run, name, &world, floor);
+        let (folder, options) = (setup.folder.clone(), options(&setup));
+        let journal = blocking(move || Journal::create(&folder, new, options)).await?;
+        let mut engine = Self::take_up(setup, world, journal).await?;
+        engine.core.record_one(Event::RunRecovered { epoch, owner }).await?;
+        Ok(engine)
     }
 
     /// Takes up a run that exists. [`EngineError::Held`] when its engine is alive; a history that cannot have happened is
@@ -174,6 +176,10 @@ impl Engine {
         loop {
             while let Some(message) = self.queue.pop_front() {
                 self.take_command(message).await?;
+            }
+            // a unit reports before it ends: nothing is begun again while its report waits here
+            while let Ok(report) = self.reports.try_recv() {
+                self.take_report(report).await?;
             }
             let decision = decide(&self.core.state, &self.situation());
             if let Decision::End(phase) = decision {
@@ -735,6 +741,21 @@ fn command_end(state: &State) -> Option<rehome_journal::Ending> {
 fn named(part: &str, mut error: PartError) -> PartError {
     error.text = format!("{part}: {}", error.text);
     error
+}
+
+fn new_run(setup: &Setup, run: &str, name: &str, world: &World, token_floor: Token) -> NewRun {
+    let parts =
+        world.parts.iter().map(|part| PartInfo { name: part.name().into(), kind: part.kind().into() });
+    NewRun {
+        run: run.into(),
+        name: name.into(),
+        parts: parts.collect(),
+        services: world.services.iter().map(|service| service.name.clone()).collect(),
+        tool_version: setup.version.clone(),
+        actor: setup.holder.clone(),
+        at_ms: world.clock.wall_millis(),
+        token_floor,
+    }
 }
 
 fn options(setup: &Setup) -> Options {

@@ -26,6 +26,9 @@ pub enum EngineError {
     /// The migration file names other parts than the journal.
     #[error("the journal is about the parts {journal}, and the migration file names {file}")]
     OtherParts { journal: String, file: String },
+    /// A lost journal cannot be rebuilt: what gateways, register and world say does not fit together.
+    #[error("cannot rebuild the journal: {what}")]
+    Disagree { what: String },
     #[error(transparent)]
     Journal(rehome_journal::Error),
     /// A fault point broke in (tests only).

@@ -172,6 +172,11 @@ pub enum Event {
         version: String,
         pid: u32,
     },
+    /// The journal was lost and begun again from what gateways and world agree on.
+    RunRecovered {
+        epoch: Epoch,
+        owner: Side,
+    },
     GoalSet {
         goal: Goal,
     },

@@ -33,6 +33,8 @@ pub struct NewRun {
     pub actor: String,
     /// Milliseconds since 1970.
     pub at_ms: i64,
+    /// The first engine's token is higher than this: 0, or for a run that is recovered more than any that was ever given.
+    pub token_floor: Token,
 }
 
 /// How a journal is kept.
@@ -79,6 +81,7 @@ impl Journal {
         let event =
             Event::RunCreated { run: new.run, name: new.name, parts: new.parts, services: new.services };
         State::default().next(&event)?;
+        lease::begin(&transaction, new.token_floor)?;
         let actor = Actor { name: new.actor, token: Token(0) };
         insert(&transaction, 1, new.at_ms, &actor, &event)?;
         transaction.commit()?;

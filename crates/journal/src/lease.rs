@@ -62,6 +62,12 @@ fn write(connection: &Connection, lease: &Lease) -> Result<()> {
     Ok(())
 }
 
+/// A lease that nobody holds, so that the first real one gets a token above `floor`.
+pub(crate) fn begin(connection: &Connection, floor: Token) -> Result<()> {
+    let nobody = Lease { holder: String::new(), token: floor, boot_id: String::new(), expires_boot_ms: 0 };
+    write(connection, &nobody)
+}
+
 fn end_of(now: &Now, length: Duration) -> u64 {
     now.boot_ms + length.as_millis() as u64
 }

@@ -358,6 +358,7 @@ impl State {
                 self.require(*token > self.token, "the token is not higher than the one before")?;
                 self.token = *token;
             }
+            Event::RunRecovered { epoch, owner } => self.be_recovered(*epoch, *owner)?,
             Event::GoalSet { goal } => self.goal = *goal,
             Event::Prepared => self.step_to(Stage::Planned, Stage::Prepared)?,
             Event::PartCopied { part, .. } => {
@@ -397,6 +398,22 @@ impl State {
                 self.stuck = None;
             }
             _ => {} // samples, remarks, commands: they change nothing
+        }
+        Ok(())
+    }
+
+    /// The source owns: preparing and copying begin again and find what is there. The target owns: the way back is followed.
+    fn be_recovered(&mut self, epoch: Epoch, owner: Side) -> Result<(), String> {
+        let fresh = self.stage == Stage::Planned && self.epoch == Epoch::FIRST;
+        let fresh = fresh && self.steps.is_empty() && self.ending.is_none();
+        self.require(
+            fresh && epoch >= Epoch::FIRST,
+            "only a run that has not begun takes over another's place",
+        )?;
+        (self.epoch, self.owner) = (epoch, owner);
+        if owner == Side::Target {
+            self.copied = self.parts.iter().cloned().collect();
+            self.stage = Stage::Reversing;
         }
         Ok(())
     }

@@ -142,8 +142,6 @@ struct Gate {
     /// Which side every acknowledged write of an epoch went to.
     sides: BTreeMap<Epoch, BTreeSet<Side>>,
     fresh: u64,
-    /// Late effects that were refused.
-    stale: u64,
     deaf: bool,
 }
 
@@ -168,7 +166,6 @@ impl SimGateways {
             waiting: Vec::new(),
             sides: BTreeMap::new(),
             fresh: 0,
-            stale: 0,
             deaf: false,
         };
         Self { gate: Arc::new(Mutex::new(gate)), world: world.clone(), folder: folder.into() }
@@ -185,10 +182,6 @@ impl SimGateways {
 
     pub fn fresh(&self) -> u64 {
         self.lock().fresh
-    }
-
-    pub fn stale(&self) -> u64 {
-        self.lock().stale
     }
 
     pub fn weight_now(&self) -> u8 {
@@ -274,7 +267,6 @@ impl SimGateways {
             return Err(Error::temporary(ErrorKind::Network, "the gateway does not answer"));
         }
         if token < gate.token {
-            gate.stale += 1;
             return Err(Error::permanent(ErrorKind::Other, "stale token"));
         }
         gate.token = token;

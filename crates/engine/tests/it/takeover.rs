@@ -227,3 +227,59 @@ async fn an_engine_stopped_around_its_effects_has_none_any_more() {
 async fn an_engine_stopped_before_it_settles_the_gateways_is_refused() {
     too_late("before:settle", Side::Target).await;
 }
+
+// ── a journal that is lost ──
+
+/// Switches (or only gets ready), then loses the journal's disk; answers with the rig and what became of a rebuild.
+async fn rebuilt_after(goal: Goal, spoil: impl FnOnce(&Rig)) -> (Rig, Result<Engine, EngineError>) {
+    let mut rig = Rig::new(Plan::Nothing);
+    rig.start_traffic();
+    let engine = Running::start(rig.create().await.unwrap());
+    engine.command(Command::Goal { goal }).await.unwrap();
+    rig.until("there", |view| {
+        view.switched_at_ms.is_some() || (goal == Goal::Ready && view.phase == Phase::Ready)
+    })
+    .await;
+    engine.end().await.unwrap();
+    assert_eq!(rig.stop_traffic().await.1, 0);
+    for file in std::fs::read_dir(rig.folder.path()).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    spoil(&rig);
+    let rebuilt = Engine::recover(rig.setup("engine 9"), "run_1", "shop", rig.world()).await;
+    (rig, rebuilt)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_journal_is_rebuilt_from_what_gateways_and_world_agree_on() {
+    let (mut rig, rebuilt) = rebuilt_after(Goal::Switched, |_| {}).await;
+    let engine = Running::start(rebuilt.unwrap());
+    assert_eq!((rig.view().phase, rig.view().epoch), (Phase::Switched, Epoch(2)));
+    rig.start_traffic();
+    engine.command(Command::Verify).await.unwrap();
+    engine.command(Command::Reverse { rehearse: false }).await.unwrap();
+    assert_eq!(rig.stop_traffic().await.1, 0);
+    assert_eq!(rig.view().phase, Phase::Reversed);
+    rig.check_promises();
+
+    let (rig, rebuilt) = rebuilt_after(Goal::Ready, |_| {}).await;
+    let engine = Running::start(rebuilt.unwrap());
+    engine.command(Command::Goal { goal: Goal::Switched }).await.unwrap();
+    rig.until("switched", |view| view.switched_at_ms.is_some()).await;
+    rig.check_promises();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_journal_is_not_rebuilt_from_a_contradiction() {
+    let (_rig, both_open) = rebuilt_after(Goal::Switched, |rig| {
+        rig.world.found(Side::Source, rehome_part::sim::Guard::Open);
+        rig.world.lying_fence(Side::Source, true);
+    })
+    .await;
+    assert!(
+        matches!(&both_open, Err(EngineError::Disagree { what }) if what.contains("both sides")),
+        "{both_open:?}"
+    );
+    let (_rig, deaf) = rebuilt_after(Goal::Switched, |rig| rig.gateways.deafen(true)).await;
+    assert!(matches!(&deaf, Err(EngineError::Disagree { .. })), "{deaf:?}");
+}

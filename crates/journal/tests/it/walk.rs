@@ -15,6 +15,7 @@ pub fn new_run() -> NewRun {
         tool_version: "0.1.0".into(),
         actor: "tester".into(),
         at_ms: 1,
+        token_floor: rehome_part::Token(0),
     }
 }
 
@@ -62,6 +63,7 @@ pub fn candidates(state: &State) -> Vec<Event> {
         Event::UndoDone { step: step(), attempt },
         Event::UndoFailed { step: step(), attempt, error: error() },
         Event::Prepared,
+        Event::RunRecovered { epoch: Epoch(4), owner: Side::Target },
         copied("media"),
         copied("mail"),
         Event::Copied,
@@ -122,7 +124,9 @@ pub fn legal(state: &State) -> Vec<Event> {
 /// What must hold across every single step, whatever the history.
 pub fn assert_sound(before: &State, event: &Event, after: &State) {
     use rehome_journal::Stage;
-    if before.owner != after.owner || before.epoch != after.epoch {
+    if matches!(event, Event::RunRecovered { .. }) {
+        assert_eq!(before.stage, Stage::Planned);
+    } else if before.owner != after.owner || before.epoch != after.epoch {
         assert!(matches!(event, Event::Decided { .. }), "{event:?} changed the owner");
         assert_eq!(after.epoch, before.epoch.next(), "epochs go one by one");
     }
