@@ -58,9 +58,6 @@ impl RunFolder {
     pub fn guard_log(&self) -> PathBuf {
         self.path.join("guard.log")
     }
-    pub fn parts(&self, part: &str) -> PathBuf {
-        self.path.join("parts").join(part)
-    }
 
     pub fn exists(&self) -> bool {
         self.journal().exists()

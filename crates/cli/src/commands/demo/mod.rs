@@ -13,7 +13,7 @@ use crate::view::follow::journal_error;
 use clap::Args;
 use faults::Mischief;
 use gateway::GatewayProcess;
-use rehome_journal::{RunView, Stage};
+use rehome_journal::{Event, Reader, RunView, Stage};
 use rehome_part::Side;
 use rehome_testkit::load::{Load, LoadConfig, LoadLog};
 use rehome_testkit::oracle::{self, Verdict};
@@ -114,12 +114,15 @@ impl<'a> Show<'a> {
     async fn play(&self) -> Result<Exit, CliError> {
         let args = self.args;
         let load = self.load("before")?;
+        // A writer that knows nothing of the gateway: only the fence keeps it from splitting the shop in two.
+        let straggler = self.straggler()?;
         let mischief = args.mischief.clone().map(|mischief| {
             faults::watch(mischief, self.run_folder(), Arc::clone(&self.gateway), self.home())
         });
         self.rehome(&["plan", "-o", &self.path("plan.json")], true).await?;
         let switched = self.apply().await?;
         self.soak().await;
+        let straggler = straggler.stop().await;
         let mut logs = Vec::new();
         let mut exit = switched;
         let mut verdicts = Vec::new();
@@ -127,7 +130,7 @@ impl<'a> Show<'a> {
         if args.reverse && switched == Exit::Done {
             // The target is checked at rest; then users write again, and the way back is taken under their writes.
             logs.push(load.stop().await);
-            verdicts.push(self.judge(&logs).await?);
+            verdicts.push(self.judge(&logs, &straggler).await?);
             load = self.load("after")?;
             exit = self.reverse().await?;
             self.soak().await;
@@ -136,10 +139,11 @@ impl<'a> Show<'a> {
         if let Some(mischief) = mischief {
             mischief.abort();
         }
-        verdicts.push(self.judge(&logs).await?);
+        verdicts.push(self.judge(&logs, &straggler).await?);
         let view = self.view()?;
-        let summary = summary::of(args, &view, &logs, &verdicts, &self.world.manifest);
-        summary::show(self.context.printer, &summary, &view, &logs, &verdicts);
+        let seen = summary::Seen { logs: &logs, straggler: &straggler, verdicts: &verdicts, unproved: self.unproved()? };
+        let summary = summary::of(args, &view, &seen, &self.world.manifest);
+        summary::show(self.context.printer, &summary, &view, &seen);
         Ok(summary::exit(&summary, exit))
     }
 
@@ -159,10 +163,23 @@ impl<'a> Show<'a> {
         RunView::load(&self.run_folder().path).map_err(|error| journal_error(&error))
     }
 
+    fn straggler(&self) -> Result<Load, CliError> {
+        let (writers, rate) = (1, 10.0);
+        let config = LoadConfig { gateway: self.world.source.shop, readers: 0, writers, rate, ..self.traffic("straggler") };
+        let log = config.log.clone();
+        Load::start(config).map_err(with_path(&log))
+    }
+
     fn load(&self, name: &str) -> Result<Load, CliError> {
+        let config = self.traffic(name);
+        let log = config.log.clone();
+        Load::start(config).map_err(with_path(&log))
+    }
+
+    fn traffic(&self, name: &str) -> LoadConfig {
         let log = self.folder.join(format!("load-{name}.jsonl"));
         let media = self.world.manifest.objects.iter().filter(|object| object.key.starts_with("media/"));
-        let config = LoadConfig {
+        LoadConfig {
             gateway: self.world.gateway,
             readers: 8,
             writers: 8,
@@ -170,10 +187,24 @@ impl<'a> Show<'a> {
             name: name.to_owned(),
             seed: self.args.seed,
             media: Arc::new(media.cloned().collect()),
-            log: log.clone(),
+            log,
             patience: Duration::from_secs(30),
-        };
-        Load::start(config).map_err(with_path(&log))
+        }
+    }
+
+    /// What the run itself could not prove, and should have: a fence never seen to refuse, a marker never seen to arrive.
+    fn unproved(&self) -> Result<Vec<String>, CliError> {
+        let mut reader = Reader::open(&self.run_folder().path).map_err(|error| journal_error(&error))?;
+        let last = reader.refresh().map_err(|error| journal_error(&error))?.last_seq;
+        let records = reader.events_since(0, last as usize).map_err(|error| journal_error(&error))?;
+        let unproved = records.into_iter().filter_map(|record| match record.event {
+            Event::Fenced { proved: false, .. } => Some("fence-not-proved: no write was seen to be refused".to_owned()),
+            Event::Drained { marker_seen: false, .. } => {
+                Some("marker-not-seen: the drain was believed without its marker".to_owned())
+            }
+            _ => None,
+        });
+        Ok(unproved.collect())
     }
 
     /// Runs this binary as a user would. What it prints on stdout is shown unless `quiet`.
@@ -235,7 +266,7 @@ impl<'a> Show<'a> {
     }
 
     /// Asks the checker about the owner of now.
-    async fn judge(&self, logs: &[LoadLog]) -> Result<Verdict, CliError> {
+    async fn judge(&self, logs: &[LoadLog], straggler: &LoadLog) -> Result<Verdict, CliError> {
         let view = self.view()?;
         let (owner, mut owners) = match view.owner {
             Side::Source => (&self.world.source, vec![self.world.source.name.clone()]),
@@ -254,7 +285,7 @@ impl<'a> Show<'a> {
             .map(rehome_testkit::world::Cloud::journal)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| failed("the clouds' own journals", error.to_string()))?;
-        let logs: Vec<&LoadLog> = logs.iter().collect();
+        let logs: Vec<&LoadLog> = logs.iter().chain([straggler]).collect();
         Ok(oracle::judge(&logs, &evidence, &journals, &owners))
     }
 

@@ -42,10 +42,24 @@ pub struct Summary {
     one_writable_side_proved: bool,
     switches: usize,
     seconds_per_phase: BTreeMap<&'static str, f64>,
+    /// Writes past the gateway, straight to the source: acknowledged before the fence (and moved), and refused after it.
+    straggler_acknowledged: u64,
+    straggler_refused: u64,
     findings: Vec<String>,
 }
 
-pub fn of(args: &DemoArgs, view: &RunView, logs: &[LoadLog], verdicts: &[Verdict], manifest: &Manifest) -> Summary {
+/// What was seen from outside while the run went on.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    pub logs: &'a [LoadLog],
+    pub straggler: &'a LoadLog,
+    pub verdicts: &'a [Verdict],
+    /// What the run did not prove although it could have.
+    pub unproved: Vec<String>,
+}
+
+pub fn of(args: &DemoArgs, view: &RunView, seen: &Seen<'_>, manifest: &Manifest) -> Summary {
+    let Seen { logs, straggler, verdicts, unproved } = seen;
     let mut by_cloud = BTreeMap::new();
     for (cloud, requests) in logs.iter().flat_map(|log| &log.counts.by_cloud) {
         *by_cloud.entry(cloud.clone()).or_insert(0) += requests;
@@ -56,10 +70,14 @@ pub fn of(args: &DemoArgs, view: &RunView, logs: &[LoadLog], verdicts: &[Verdict
     let prediction = switch.map(|report| report.predicted.clone()).unwrap_or_default();
     let (round_trips, round_trip_ms) = switch.map_or((0, 0.0), |report| (report.round_trips, report.rtt_ms));
     let findings = verdicts.iter().flat_map(|verdict| &verdict.violations);
+    let findings: Vec<String> = findings
+        .map(|finding| format!("{}: {}: {}", name(finding.breach), finding.what, finding.text))
+        .chain(unproved.iter().cloned())
+        .collect();
     Summary {
         kind: "summary",
         ui: "1.0",
-        ok: verdicts.iter().all(|verdict| verdict.ok) && sum(|log| log.counts.failed) == 0,
+        ok: findings.is_empty() && sum(|log| log.counts.failed) == 0,
         phase: view.phase.name().to_owned(),
         objects: manifest.objects.len() as u64,
         bytes: manifest.bytes(),
@@ -69,7 +87,7 @@ pub fn of(args: &DemoArgs, view: &RunView, logs: &[LoadLog], verdicts: &[Verdict
         writes_acknowledged: last.writes_acknowledged,
         writes_lost: verdicts.iter().map(|verdict| verdict.writes_lost).max().unwrap_or(0),
         writes_doubled: verdicts.iter().map(|verdict| verdict.writes_doubled).max().unwrap_or(0),
-        writes_unknown: last.writes_unknown,
+        writes_unknown: sum(|log| log.counts.writes_unknown),
         read_your_writes_violations: last.read_your_writes_violations,
         write_pause_ms: switch.and_then(|report| report.pause_ms).unwrap_or(0),
         longest_write_ms: logs.iter().map(|log| log.counts.longest_write_ms).fold(0.0, f64::max),
@@ -81,7 +99,9 @@ pub fn of(args: &DemoArgs, view: &RunView, logs: &[LoadLog], verdicts: &[Verdict
         one_writable_side_proved: switch.is_some_and(|report| report.one_writable_side_proved),
         switches: view.switches.len(),
         seconds_per_phase: report::seconds_per_phase(view),
-        findings: findings.map(|finding| format!("{}: {}: {}", name(finding.breach), finding.what, finding.text)).collect(),
+        straggler_acknowledged: straggler.counts.writes_acknowledged,
+        straggler_refused: straggler.counts.writes_unknown + straggler.counts.writes_refused,
+        findings,
     }
 }
 
@@ -101,7 +121,8 @@ pub fn exit(summary: &Summary, ended: Exit) -> Exit {
     }
 }
 
-pub fn show(printer: &Printer, summary: &Summary, view: &RunView, logs: &[LoadLog], verdicts: &[Verdict]) {
+pub fn show(printer: &Printer, summary: &Summary, view: &RunView, seen: &Seen<'_>) {
+    let Seen { logs, verdicts, .. } = seen;
     if printer.json {
         return printer.json(summary);
     }
@@ -124,6 +145,14 @@ pub fn show(printer: &Printer, summary: &Summary, view: &RunView, logs: &[LoadLo
             zero(summary.writes_lost),
             zero(summary.writes_doubled),
             zero(summary.writes_unknown)
+        ),
+    );
+    say(
+        "straggler",
+        format!(
+            "{} writes past the gateway were acknowledged before the fence and moved, {} refused after it",
+            count(summary.straggler_acknowledged),
+            count(summary.straggler_refused)
         ),
     );
     let compared = verdicts.last().map_or(0, |verdict| verdict.objects_compared);

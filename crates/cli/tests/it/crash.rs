@@ -1,0 +1,61 @@
+//! Processes are killed and stopped at every state of a run: it ends the same, with nothing lost, nothing doubled and no
+//! request failed, unless the gateway itself was killed.
+
+use crate::demo::{assert_promises, demo};
+
+/// Repetitions: one in CI, more in `./test long`.
+fn times() -> u32 {
+    std::env::var("REHOME_LONG").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+fn survives(argument: &str, failed: u64) {
+    for _ in 0..times() {
+        let (ran, summary) = demo(&[argument]);
+        assert_promises(&ran, &summary, failed);
+        assert_eq!(summary["phase"], "switched", "{summary:#}\n{}", ran.stderr);
+    }
+}
+
+macro_rules! killed {
+    ($($name:ident: $argument:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            survives($argument, 0);
+        })*
+    };
+}
+
+// The engine dies exactly at a journal write, before it is made: the guard, or the next `apply`, goes on.
+killed! {
+    engine_while_preparing: "--fault=kill@before:journal:prepared";
+    engine_while_copying: "--fault=kill@before:journal:copied";
+    engine_while_following: "--fault=kill@before:journal:verified";
+    engine_while_shifting: "--fault=kill@before:journal:reads_shifted";
+    engine_before_armed: "--fault=kill@before:journal:switch_armed";
+    engine_before_held: "--fault=kill@before:journal:writes_held";
+    engine_before_fenced: "--fault=kill@before:journal:fenced";
+    engine_before_drained: "--fault=kill@before:journal:drained";
+    engine_before_sealed: "--fault=kill@before:journal:sealed";
+    engine_after_the_decision: "--fault=kill@before:journal:decided";
+    engine_before_opened: "--fault=kill@before:journal:owner_opened";
+    engine_before_released: "--fault=kill@before:journal:writes_released";
+    engine_before_reversing: "--fault=kill@before:journal:reverse_following";
+}
+
+// From outside, when the journal shows the state.
+killed! {
+    guard_at_held: "--mischief=guard-kill@HELD";
+    both_at_fenced: "--mischief=both-kill@FENCED";
+    both_at_committed: "--mischief=both-kill@COMMITTED";
+    engine_stopped_past_its_lease: "--mischief=engine-stop@FENCED";
+}
+
+/// The gateway dies with its open requests and no others: 16 clients have at most 16 open.
+#[test]
+fn gateway_at_held() {
+    for _ in 0..times() {
+        let (ran, summary) = demo(&["--mischief=gateway-kill@HELD"]);
+        assert_promises(&ran, &summary, 200);
+        assert_eq!(summary["phase"], "switched", "{summary:#}\n{}", ran.stderr);
+    }
+}
