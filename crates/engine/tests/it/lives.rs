@@ -303,3 +303,31 @@ async fn a_gateway_that_is_cut_off_aborts_the_switch_holds_by_itself_and_learns_
     assert_eq!(rig.stop_traffic().await.1, 0);
     rig.check_promises();
 }
+
+/// The test instruments have to do the harm they are named for, or the checks that find it prove nothing.
+#[tokio::test(start_paused = true)]
+async fn every_sabotage_does_its_harm_and_shows_in_the_report() {
+    for name in ["skip-fence", "release-both", "drop-delta", "skip-marker"] {
+        let mut rig = Rig::new(Plan::Nothing);
+        rig.faults.sabotage.lock().unwrap().insert(name.into());
+        rig.start_traffic();
+        let engine = Running::start(rig.create().await.unwrap());
+        engine.command(Command::Goal { goal: Goal::Switched }).await.unwrap();
+        let report = rig.until("reported", |view| view.last_switch.is_some()).await.last_switch.unwrap();
+        rig.stop_traffic().await;
+        assert_eq!(report.outcome, SwitchOutcome::Committed, "{name}");
+        let both_open = rig.world.is_writable(Side::Source) && rig.world.is_writable(Side::Target);
+        let lost = (0..).map(|n| format!("new-{n}")).take_while(|key| {
+            rig.world.read(Side::Source, key).is_some() || rig.world.read(Side::Target, key).is_some()
+        });
+        let lost = lost.filter(|key| rig.world.read(Side::Target, key).is_none()).count();
+        match name {
+            "skip-fence" | "release-both" => {
+                assert!(both_open && !report.one_writable_side_proved, "{name}");
+                assert!(report.drain_proved && lost == 0, "{name}");
+            }
+            "drop-delta" => assert!(lost > 0 && !report.drain_proved && !both_open, "{name}: {lost} lost"),
+            _ => assert!(lost == 0 && !report.drain_proved && report.one_writable_side_proved, "{name}"),
+        }
+    }
+}
