@@ -221,3 +221,43 @@ impl Wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// The runtime of this test has one thread, which stands still while the peer closes: hyper cannot have noticed.
+    #[tokio::test]
+    async fn a_write_does_not_trust_a_connection_whose_end_nobody_noticed_yet() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        let upstream = Upstream::parse("api", "source", &format!("http://{authority}")).unwrap();
+        let pool = Pool::new(upstream, Duration::from_secs(60));
+        for for_write in [false, true] {
+            let (mut connection, connecting) = pool.connect().await.unwrap();
+            assert!(connecting.is_some());
+            let (peer, _) = listener.accept().unwrap();
+            connection.sender.ready().await.unwrap();
+            pool.put(connection);
+            drop(peer);
+            let (connection, _) = pool.take(for_write).await.unwrap();
+            assert_eq!(connection.reused, !for_write, "only a write looks into the socket");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_old_connection_is_not_used_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let upstream =
+            Upstream::parse("api", "source", &format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let pool = Pool::new(upstream, Duration::ZERO);
+        let (mut connection, _) = pool.connect().await.unwrap();
+        let _peer = listener.accept().unwrap();
+        connection.sender.ready().await.unwrap();
+        pool.put(connection);
+        assert!(!pool.take(false).await.unwrap().0.reused);
+        pool.sweep();
+        assert!(pool.pop().is_none());
+    }
+}
