@@ -37,7 +37,9 @@ async fn main() -> Outcome {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["seed", url, endpoint, count, size] => seed(open(url, endpoint)?, count.parse()?, size.parse()?).await,
+        ["seed", url, endpoint, count, size] => {
+            seed(open(url, endpoint)?, count.parse()?, size.parse()?).await
+        }
         ["copy", source, source_endpoint, target, target_endpoint] => {
             measure_copy(open(source, source_endpoint)?, open(target, target_endpoint)?).await
         }
@@ -85,7 +87,8 @@ async fn measure_copy(source: Arc<dyn Store>, target: Arc<dyn Store>) -> Outcome
     let began = Instant::now();
     let done = copy(source, target, options, state.path(), Arc::new(Quiet), CancellationToken::new()).await?;
     let wall = began.elapsed();
-    let figures = Figures { wall, cpu_seconds: ticks("self", 13)? / TICKS_PER_SECOND, peak_kib: peak_kib("self")? };
+    let figures =
+        Figures { wall, cpu_seconds: ticks("self", 13)? / TICKS_PER_SECOND, peak_kib: peak_kib("self")? };
     figures.print("rehome", Some((done.objects, done.bytes)));
     Ok(())
 }
@@ -139,7 +142,8 @@ fn ticks(process: &str, field: usize) -> Outcome<f64> {
     let (_, after_name) = text.rsplit_once(')').ok_or("no name in /proc/self/stat")?;
     // The first field after the name is the third of all; the numbers above count from 0.
     let fields: Vec<&str> = after_name.split_whitespace().collect();
-    let read = |index: usize| -> Outcome<f64> { Ok(fields.get(index).ok_or("a short /proc/self/stat")?.parse()?) };
+    let read =
+        |index: usize| -> Outcome<f64> { Ok(fields.get(index).ok_or("a short /proc/self/stat")?.parse()?) };
     Ok(read(field - 2)? + read(field - 1)?)
 }
 

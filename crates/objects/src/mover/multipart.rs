@@ -37,6 +37,13 @@ fn part_size(size: u64, preferred: u64, limits: PartLimits) -> Result<u64> {
     Ok(part)
 }
 
+/// Where a large copy goes on.
+enum Begun {
+    Open(OpenUpload, Parts),
+    /// A copy that was killed had come to its end; this is what is there.
+    Completed(Seen),
+}
+
 /// One part to carry.
 struct Piece {
     number: u32,
@@ -69,7 +76,14 @@ impl Mover {
         }
         let meta = Arc::new(meta);
         let (attributes, lost) = carried_attributes(&meta, self.store(flow.to()).capabilities());
-        let (upload, mut parts) = self.open_upload(flow, key, &meta, &attributes).await?;
+        let (upload, mut parts) = match self.open_upload(flow, key, &meta, &attributes).await? {
+            Begun::Open(upload, parts) => (upload, parts),
+            Begun::Completed(there) => {
+                self.state.upload_ended(flow.to(), key)?;
+                self.remember(flow, key, &meta, there, &lost)?;
+                return Ok(Carried::Copied(meta.size));
+            }
+        };
         if let Err(error) = self.carry_missing(flow, key, &meta, &upload, &mut parts, stop).await {
             match error.kind {
                 ErrorKind::Changed => self.drop_upload(flow, key, &upload.id).await?,
@@ -93,7 +107,7 @@ impl Mover {
         key: &str,
         meta: &Meta,
         attributes: &crate::store::Attributes,
-    ) -> Result<(OpenUpload, Parts)> {
+    ) -> Result<Begun> {
         let side = flow.to();
         let to = self.store(side);
         let limits = to.capabilities().multipart.filter(|_| meta.size <= to.capabilities().max_object);
@@ -107,8 +121,13 @@ impl Mover {
                 && upload.part_size == part_size
                 && upload.etag == meta.etag
                 && (meta.etag.is_some() || upload.modified == meta.modified);
-            if same && let Some(parts) = self.parts_of(flow, key, &upload).await? {
-                return Ok((upload, parts));
+            if same {
+                if let Some(parts) = self.parts_of(flow, key, &upload).await? {
+                    return Ok(Begun::Open(upload, parts));
+                }
+                if let Some(there) = self.was_completed(flow, key, &upload).await? {
+                    return Ok(Begun::Completed(there));
+                }
             }
             self.drop_upload(flow, key, &upload.id).await?;
         }
@@ -117,7 +136,23 @@ impl Mover {
         let upload =
             OpenUpload { id, etag: meta.etag.clone(), modified: meta.modified, size: meta.size, part_size };
         self.state.upload_begun(side, key, &upload)?;
-        Ok((upload, Parts::new()))
+        Ok(Begun::Open(upload, Parts::new()))
+    }
+
+    /// The store does not know the upload any more: because a copy that was killed had completed it? Only its own checksum
+    /// of the content, equal to that of all the parts we wrote, says so.
+    async fn was_completed(&self, flow: Flow, key: &str, upload: &OpenUpload) -> Result<Option<Seen>> {
+        let side = flow.to();
+        let parts = self.state.parts(side, key)?;
+        if parts.len() as u64 != upload.size.div_ceil(upload.part_size) {
+            return Ok(None);
+        }
+        let ours = parts.iter().fold(Digest::default(), |whole, (_, part)| whole.join(part));
+        let there = self.retry().run(|| self.store(side).head(key)).await.map_err(|e| e.on(side))?;
+        let there = there.filter(|there| {
+            there.size == upload.size && ours.checksums().agree(&there.checksums) == Some(true)
+        });
+        Ok(there.map(|there| Seen { etag: there.etag, size: Some(there.size), modified: None }))
     }
 
     /// The parts that both we and the store know; `None` when the store does not know the upload.
@@ -172,7 +207,6 @@ impl Mover {
             let (part, digest) = ended.map_err(|error| {
                 Error::permanent(ErrorKind::Other, format!("a part's task died: {error}"))
             })??;
-            self.state.part_uploaded(flow.to(), key, &part, &digest)?;
             parts.insert(part.number, (part, digest));
         }
     }
@@ -211,7 +245,9 @@ impl Mover {
             .run(|| to.upload_part(key, upload, piece.number, content.clone()))
             .await
             .map_err(|e| e.on(flow.to()))?;
-        Ok((UploadedPart { size: length, ..part }, digest))
+        let part = UploadedPart { size: length, ..part };
+        self.state.part_uploaded(flow.to(), key, &part, &digest)?;
+        Ok((part, digest))
     }
 
     /// Completes, and looks at what is there now.

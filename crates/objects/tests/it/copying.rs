@@ -159,7 +159,7 @@ async fn what_fails_now_and_then_still_ends_equal() {
     for n in 0..300 {
         source.seed(&format!("k{n:04}"), noise(n, n as u64));
     }
-    source.seed("large", noise(40 * MIB, 9));
+    source.seed("large", noise(18 * MIB, 9));
     for (store, seed) in [(&source, 1), (&target, 2)] {
         let rng = Mutex::new(fastrand::Rng::with_seed(seed));
         store.on_call(move |call| {
@@ -201,10 +201,10 @@ async fn corruption_that_stays_is_an_error_that_names_the_side() {
 async fn an_object_that_changes_or_vanishes_in_mid_copy() {
     let folder = tempfile::tempdir().unwrap();
     let (source, target) = stores();
-    source.seed("changes", noise(50 * MIB, 1));
-    source.seed("vanishes", noise(50 * MIB, 2));
+    source.seed("changes", noise(34 * MIB, 1));
+    source.seed("vanishes", noise(34 * MIB, 2));
     source.seed("gone-small", "x");
-    let fresh = noise(48 * MIB, 3);
+    let fresh = noise(33 * MIB, 3);
     let (bucket, content) = (source.clone(), fresh.clone());
     let first = AtomicU64::new(0);
     source.on_call(move |call| {
@@ -282,7 +282,7 @@ async fn killed_again_and_again_it_ends_equal_and_finished_objects_are_not_writt
     for n in 0..400 {
         source.seed(&format!("k{n:04}"), noise(100 + n, n as u64));
     }
-    source.seed("large", noise(150 * MIB, 7));
+    source.seed("large", noise(40 * MIB, 7));
     // Writes that had their answer, per key and part.
     let puts: Arc<Mutex<BTreeMap<String, u32>>> = Arc::default();
     let count = Arc::clone(&puts);
@@ -298,28 +298,29 @@ async fn killed_again_and_again_it_ends_equal_and_finished_objects_are_not_writt
     let options = CopyOptions { concurrency: 4, memory_bytes: 64 << 20, ..options() };
     let mut kills = 0;
     loop {
-        let limit = Duration::from_millis(rng.u64(1..40) + kills * 4);
+        let limit = Duration::from_millis(rng.u64(1..40) + kills * 20);
         match tokio::time::timeout(limit, run(&source, &target, options.clone(), folder.path())).await {
             Ok(done) => break drop(done.unwrap()),
             Err(_) => kills += 1,
         }
     }
     assert_same(&source, &target);
+    assert!(kills > 0, "nothing was interrupted");
     let puts = puts.lock().unwrap();
     let again: u32 = puts.iter().filter(|(key, _)| *key != "large").map(|(_, n)| n - 1).sum();
     assert!(again as u64 <= kills * 4, "only what was under way ({again} for {kills} kills)");
-    let parts = 150 / 16 + 1;
-    assert!(u64::from(puts["large"]) <= parts + kills * 8, "{} part writes for {parts} parts", puts["large"]);
+    let parts = 3;
+    assert!(u64::from(puts["large"]) <= parts + kills * 3, "{} part writes for {parts} parts", puts["large"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_stays_within_its_budget() {
     let folder = tempfile::tempdir().unwrap();
     let (source, target) = (Place::new(MemoryStore::new("a")), Place::new(MemoryStore::new("b")));
-    for n in 0..60 {
+    for n in 0..30 {
         source.bucket.seed(&format!("m{n}"), noise(MIB, n));
     }
-    source.bucket.seed("large", noise(64 * MIB, 99));
+    source.bucket.seed("large", noise(33 * MIB, 99));
     // One scale for both: what is read weighs until it is written.
     let target = Place { scale: Arc::clone(&source.scale), ..target };
     let options = CopyOptions { memory_bytes: 16 << 20, ..options() };
@@ -331,7 +332,7 @@ async fn memory_stays_within_its_budget() {
         Arc::new(Quiet),
         CancellationToken::new(),
     );
-    assert_eq!(done.await.unwrap().objects, 61);
+    assert_eq!(done.await.unwrap().objects, 31);
     assert_same(&source.bucket, &target.bucket);
     let most = source.scale.most.load(Ordering::SeqCst);
     assert!(most <= 16 << 20, "{most} bytes were held at once");
@@ -377,4 +378,33 @@ async fn a_store_that_breaks_its_promise_of_order_is_sorted_here() {
     );
     done.await.unwrap();
     assert_same(&source, &target);
+}
+
+#[tokio::test]
+async fn a_copy_killed_right_after_its_last_act_is_known_to_be_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, target) = stores();
+    source.seed("large", noise(33 * MIB, 7));
+    // The completion has its effect; then the process is gone before it can note anything.
+    let (completed, wait) = (Arc::new(tokio::sync::Notify::new()), Duration::from_secs(3_600));
+    let tell = Arc::clone(&completed);
+    target.on_call(move |call| match call.operation {
+        Operation::Head => {
+            tell.notify_one();
+            Fault::Delay(wait, Box::new(Fault::Nothing))
+        }
+        _ => Fault::Nothing,
+    });
+    tokio::select! {
+        biased;
+        () = completed.notified() => {}
+        done = run(&source, &target, options(), folder.path()) => panic!("not killed: {done:?}"),
+    }
+    target.heal();
+    assert_eq!(target.calls(Operation::UploadPart), 3);
+    run(&source, &target, options(), folder.path()).await.unwrap();
+    assert_same(&source, &target);
+    assert_eq!(target.calls(Operation::UploadPart), 3, "no part is written again");
+    let last = run(&source, &target, options(), folder.path()).await.unwrap();
+    assert_eq!((last.objects, last.kept), (0, 1));
 }
