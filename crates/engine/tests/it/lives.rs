@@ -198,7 +198,7 @@ async fn wrong_credentials_end_the_run_with_the_world_as_before() {
     let wrong = Error::permanent(ErrorKind::Credentials, "signature does not match").on(Side::Target);
     rig.world.faults().fail("prepare", 1, wrong.clone());
     let engine = Running::start(rig.create().await.unwrap());
-    let _ = engine.send(Command::Goal { goal: Goal::Following }).await;
+    drop(engine.send(Command::Goal { goal: Goal::Following }).await); // nobody waits for the answer
     let end = tokio::time::timeout(LONG, engine.task).await.unwrap().unwrap();
     let Err(EngineError::Step { step, error }) = end else { panic!("{end:?}") };
     assert_eq!((step.as_str(), error.kind), ("prepare", ErrorKind::Credentials));

@@ -68,7 +68,7 @@ async fn a_preparation_that_fails_anywhere_leaves_the_world_as_it_was() {
             let rig = Rig::new(Plan::Fail(format!("{when}:{step}")));
             let before = rig.world.snapshot();
             let engine = Running::start(rig.create().await.unwrap());
-            let _ = engine.send(Command::Goal { goal: Goal::Following }).await;
+            drop(engine.send(Command::Goal { goal: Goal::Following }).await); // nobody waits for the answer
             let end = tokio::time::timeout(LONG, engine.task).await.unwrap().unwrap();
             assert!(matches!(&end, Err(EngineError::Step { step: failed, .. }) if failed == step), "{end:?}");
             assert!(rig.faults.struck());
@@ -187,7 +187,7 @@ async fn killed_at(prefix: &str, n: u64) -> bool {
     rig.start_traffic();
     let life = async {
         let engine = Running::start(rig.create().await.unwrap());
-        let _ = engine.send(Command::Goal { goal: Goal::Switched }).await;
+        drop(engine.send(Command::Goal { goal: Goal::Switched }).await); // nobody waits for the answer
         let reported =
             rig.until("switched", |view| view.last_switch.is_some() && view.switched_at_ms.is_some());
         tokio::select! {

@@ -187,7 +187,7 @@ async fn too_late(point: &str, decided_for: Side) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let running = Running::start(Engine::create(setup, "run_1", "shop", world).await?);
-            let _ = running.send(Command::Goal { goal: Goal::Switched }).await;
+            drop(running.send(Command::Goal { goal: Goal::Switched }).await); // nobody waits for the answer
             running.task.await.expect("it does not panic")
         })
     });
