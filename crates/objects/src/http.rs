@@ -156,3 +156,15 @@ pub(crate) fn refused(url: &url::Url, answer: &Answer) -> Error {
         _ => Error::permanent(ErrorKind::Other, text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_of_an_answer_is_read() {
+        let value = header::HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(date(&value), Some(784_111_777_000));
+        assert_eq!(date(&header::HeaderValue::from_static("yesterday")), None);
+    }
+}

@@ -19,7 +19,7 @@ use rehome_part::{
     Follows, Marker, Part, Position, Progress, Result, Scope, Seal, Side, Verification,
 };
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -98,7 +98,7 @@ impl ObjectsPart {
     }
 
     fn motion(&self, flow: Flow) -> Followed<'_> {
-        Followed { mover: &self.mover, flow, feed: self.feed(flow) }
+        Followed { mover: &self.mover, flow, feed: self.feed(flow), end: OnceLock::new() }
     }
 
     async fn feed_head(&self, flow: Flow, feed: &Arc<dyn Feed>) -> Result<Position> {

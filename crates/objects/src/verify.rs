@@ -12,7 +12,7 @@ use rehome_part::{
     Error, ErrorKind, Finding, Flow, Position, Progress, Result, Severity, Side, Verification,
 };
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -58,13 +58,15 @@ pub(crate) struct Followed<'a> {
     pub mover: &'a Mover,
     pub flow: Flow,
     pub feed: Option<Arc<dyn Feed>>,
+    /// Patience is for all keys together: ten thousand of them must not wait one after the other.
+    pub end: OnceLock<tokio::time::Instant>,
 }
 
 #[async_trait]
 impl Motion for Followed<'_> {
     async fn is_moving(&self, from: Option<&Meta>) -> Result<bool> {
         let state = &self.mover.state;
-        let end = tokio::time::Instant::now() + self.mover.settings.settle_limit;
+        let end = *self.end.get_or_init(|| tokio::time::Instant::now() + self.mover.settings.settle_limit);
         let wanted = match &self.feed {
             Some(feed) => Place::Feed(feed.head().await?),
             None => Place::Pass(state.newest_pass(self.flow)? + 1),

@@ -66,6 +66,8 @@ async fn what_was_on_the_target_before_us_stays_and_does_not_differ() {
         let mut following = world.follow(Flow::Forward);
         world.source.delete("ours").await.unwrap();
         world.source.delete("shared").await.unwrap();
+        // A delete of what was never there is told too.
+        world.source.delete("stranger").await.unwrap();
         world.caught_up(&mut following, Flow::Forward).await;
         assert_eq!(world.target.bucket.keys(), ["stranger"]);
         following.finish().await;

@@ -9,3 +9,4 @@ mod following;
 mod histories;
 mod hook;
 mod support;
+mod whole;
