@@ -33,13 +33,13 @@ pub struct Global {
     #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
     pub color: Color,
     /// The migration file
-    #[arg(long, short, global = true, value_name = "FILE", env = "REHOME_FILE")]
+    #[arg(long, short, global = true, value_name = "FILE", env = "REHOME_FILE", hide_env_values = true)]
     pub file: Option<PathBuf>,
     /// The run, when it does not follow from the migration file
     #[arg(long, short, global = true, value_name = "NAME")]
     pub run: Option<String>,
     /// Where runs are kept [default: $XDG_STATE_HOME/rehome]
-    #[arg(long, global = true, value_name = "DIR", env = "REHOME_STATE")]
+    #[arg(long, global = true, value_name = "DIR", env = "REHOME_STATE", hide_env_values = true)]
     pub state: Option<PathBuf>,
 }
 

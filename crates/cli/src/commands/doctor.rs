@@ -41,13 +41,18 @@ fn secrets(migration: &Migration) -> Vec<Finding> {
     let named: Vec<(String, &Secret)> = migration.secrets();
     let mut findings: Vec<Finding> = named
         .iter()
-        .filter_map(|(place, secret)| {
-            let error = resolve(secret).err()?;
-            let remedy = Some("set the variable or file it names, in the environment of every rehome process");
-            Some(finding("secret-missing", Severity::Blocker, format!("{place}: {error}"), remedy))
+        .filter_map(|(place, secret)| match secret.check() {
+            Err(error) => {
+                let remedy = Some("set the variable or file it names, in the environment of every rehome process");
+                Some(finding("secret-missing", Severity::Blocker, format!("{place}: {error}"), remedy))
+            }
+            Ok(check) => {
+                let text = format!("{place}: {}", check.warning?);
+                Some(finding("secret-readable", Severity::Warning, text, Some("give the file mode 0600")))
+            }
         })
         .collect();
-    if findings.is_empty() && !named.is_empty() {
+    if !findings.iter().any(|finding| finding.severity == Severity::Blocker) && !named.is_empty() {
         findings.push(finding("secrets", Severity::Info, format!("{} secrets resolve", named.len()), None));
     }
     findings

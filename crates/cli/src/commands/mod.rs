@@ -89,8 +89,11 @@ impl Context<'_> {
 
     pub fn migration(&self) -> Result<(PathBuf, Migration), CliError> {
         let path = self.migration_path()?;
-        let migration = load(&path, self.printer)?;
-        Ok((path, migration))
+        let loaded = Migration::load_with_warnings(&path).map_err(|error| unreadable(&error, self.printer))?;
+        if !loaded.warnings.is_empty() {
+            self.printer.talk(loaded.render_warnings(self.printer.colored).trim_end());
+        }
+        Ok((path, loaded.migration))
     }
 
     /// The run a command means: `--run`, else the newest one of the migration file, else the only one that is not over.
@@ -131,12 +134,11 @@ impl Context<'_> {
 }
 
 pub fn load(path: &Path, printer: &Printer) -> Result<Migration, CliError> {
-    Migration::load(path).map_err(|error| CliError {
-        exit: Exit::Failed,
-        text: error.render(printer.colored),
-        hints: Vec::new(),
-        rendered: true,
-    })
+    Migration::load(path).map_err(|error| unreadable(&error, printer))
+}
+
+fn unreadable(error: &rehome_spec::SpecError, printer: &Printer) -> CliError {
+    CliError { exit: Exit::Failed, text: error.render(printer.colored), hints: Vec::new(), rendered: true }
 }
 
 /// Looks a secret up the moment it is needed; the text says which reference failed, never what it holds.

@@ -102,6 +102,12 @@ async fn steer(context: &Context<'_>, command: Command, quiet: bool) -> Result<C
     answer
 }
 
+/// Asks, but only about a run that is there.
+fn confirm(context: &Context<'_>, question: &str, yes: bool) -> Result<(), CliError> {
+    let run = context.run_folder()?;
+    context.printer.confirm(&format!("{}: {question}", run.name()), yes)
+}
+
 fn say(context: &Context<'_>, outcome: &CommandOutcome, done: &str) {
     let text = match outcome {
         CommandOutcome::Done => done.to_owned(),
@@ -135,7 +141,7 @@ pub async fn shift(context: &Context<'_>, args: &ShiftArgs) -> Result<Exit, CliE
 
 pub async fn switch(context: &Context<'_>, args: &SwitchArgs) -> Result<Exit, CliError> {
     if !args.rehearse {
-        context.printer.confirm("Writes will wait for a moment and then go to the other side.", args.yes)?;
+        confirm(context, "Writes will wait for a moment and then go to the other side.", args.yes)?;
     }
     let outcome = steer(context, Command::Switch { rehearse: args.rehearse }, false).await?;
     say(context, &outcome, "");
@@ -143,7 +149,7 @@ pub async fn switch(context: &Context<'_>, args: &SwitchArgs) -> Result<Exit, Cl
 }
 
 pub async fn reverse(context: &Context<'_>, args: &ReverseArgs) -> Result<Exit, CliError> {
-    context.printer.confirm("Writes will wait for a moment and then go to the source again.", args.yes)?;
+    confirm(context, "Writes will wait for a moment and then go to the source again.", args.yes)?;
     let outcome = steer(context, Command::Reverse { rehearse: false }, false).await?;
     say(context, &outcome, "");
     Ok(Exit::Reversed)
@@ -162,14 +168,14 @@ pub async fn resume(context: &Context<'_>, _: &ResumeArgs) -> Result<Exit, CliEr
 }
 
 pub async fn cancel(context: &Context<'_>, args: &CancelArgs) -> Result<Exit, CliError> {
-    context.printer.confirm("What was made on the target will be taken back; the source goes on as before.", args.yes)?;
+    confirm(context, "What was made on the target will be taken back; the source goes on as before.", args.yes)?;
     let outcome = steer(context, Command::Cancel, false).await?;
     say(context, &outcome, "cancelled: the source goes on as before");
     Ok(Exit::Done)
 }
 
 pub async fn complete(context: &Context<'_>, args: &CompleteArgs) -> Result<Exit, CliError> {
-    context.printer.confirm("After this there is no way back: the target stays the owner.", args.yes)?;
+    confirm(context, "After this there is no way back: the target stays the owner.", args.yes)?;
     let outcome = steer(context, Command::Complete, false).await?;
     say(context, &outcome, "completed: the target owns the application");
     if !context.global.json {

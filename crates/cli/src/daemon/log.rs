@@ -6,7 +6,7 @@ use std::path::Path;
 use tracing_subscriber::EnvFilter;
 
 fn filter() -> EnvFilter {
-    EnvFilter::try_from_env("REHOME_LOG").unwrap_or_else(|_| EnvFilter::new("info,hyper=warn,s3s=warn"))
+    EnvFilter::try_from_env("REHOME_LOG").unwrap_or_else(|_| EnvFilter::new("info,hyper=warn,s3s=off"))
 }
 
 pub fn to_stderr() {

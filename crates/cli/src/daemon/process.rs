@@ -13,6 +13,7 @@ use rehome_engine::{
     guard::{self, GuardEnd},
 };
 use rehome_gateway::control::{Answer, Question, Refusal};
+use rehome_part::{Epoch, Side};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,6 +31,21 @@ pub async fn carry(context: &Context<'_>, run: &RunFolder, extras: &Extras, goal
         Engine::create(setup, &run.name(), &migration.migration.name, world).await
     };
     serve(run, engine.map_err(|error| cannot(&error))?, &run.socket(), goal).await
+}
+
+/// Begins the journal of `run` again from what gateways and world say, and lets go of it at once.
+pub async fn recover(context: &Context<'_>, run: &RunFolder) -> Result<(Epoch, Side), CliError> {
+    let migration = commands::load(&run.migration(), context.printer)?;
+    let world = world::build(context, run, &migration, &Extras::default())?;
+    let setup = setup(run, &migration, "recovery");
+    let recovered = Engine::recover(setup, &run.name(), &migration.migration.name, world).await;
+    let engine = recovered.map_err(|error| cannot(&error))?;
+    let (epoch, owner) = (engine.state().epoch, engine.state().owner);
+    let (_orders, commands) = mpsc::channel(1);
+    let stop = CancellationToken::new();
+    stop.cancel();
+    Box::pin(engine.run(commands, stop)).await.map_err(|error| cannot(&error))?;
+    Ok((epoch, owner))
 }
 
 /// Watches the engine of `run`; becomes the engine when that one falls silent.

@@ -1,7 +1,7 @@
 //! Rebuilding a run whose journal is lost: from the copy that `journal_copy` keeps, held against what gateways and both sides
 //! say. Where they disagree nothing is restored, and each one's word is shown.
 
-use super::{gateways, world};
+use super::{gateways, process, world};
 use crate::commands::recover::RecoverArgs;
 use crate::commands::{self, Context};
 use crate::exit::{CliError, Exit, with_path};
@@ -30,7 +30,9 @@ pub async fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Exit, CliE
         return Err(CliError::failed(format!("run {name} has a readable journal; there is nothing to recover"))
             .hint("go on with `rehome apply`"));
     }
-    let copy = copy_folder(args, &migration, &run)?;
+    let Some(copy) = copy_folder(args, &migration, &run)? else {
+        return from_the_world(context, args, &path, &run).await;
+    };
     let kept = RunView::load(&copy).map_err(|error| journal_error(&error).within(&format!("the copy {}", copy.display())))?;
     let words = witnesses(context, &migration, &copy, &kept).await?;
     for word in &words {
@@ -45,15 +47,30 @@ pub async fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Exit, CliE
     Ok(Exit::Done)
 }
 
-fn copy_folder(args: &RecoverArgs, migration: &Migration, run: &RunFolder) -> Result<PathBuf, CliError> {
-    let named = migration.migration.journal_copy.as_ref().map(|folder| folder.join(run.name()));
-    args.copy.clone().or(named).filter(|folder| folder.join(JOURNAL_FILE).exists()).ok_or_else(|| {
-        CliError::not_found("there is no copy of the journal to recover from; users are served all the same: \
-            every gateway keeps its own (epoch, owner)")
-            .hint("name a copy with `--copy DIR`")
-            .hint("without one: `rehome apply` begins a new run, which keeps what is equal already; first look with \
-                `rehome doctor` which side the gateways call the owner, and name that side as the source")
-    })
+fn copy_folder(args: &RecoverArgs, migration: &Migration, run: &RunFolder) -> Result<Option<PathBuf>, CliError> {
+    if let Some(named) = &args.copy {
+        return if named.join(JOURNAL_FILE).exists() {
+            Ok(Some(named.clone()))
+        } else {
+            Err(CliError::not_found(format!("{} holds no copy of a journal", named.display())))
+        };
+    }
+    let kept = migration.migration.journal_copy.as_ref().map(|folder| folder.join(run.name()));
+    Ok(kept.filter(|folder| folder.join(JOURNAL_FILE).exists()))
+}
+
+/// Without a copy: the gateways say who owns which epoch, both sides are tried, and the engine begins the journal again from
+/// there, or refuses.
+async fn from_the_world(context: &Context<'_>, args: &RecoverArgs, path: &Path, run: &RunFolder) -> Result<Exit, CliError> {
+    context.printer.talk("there is no copy of the journal; asking the gateways and both sides");
+    let question = format!("Begin the journal of run {} again from what they say?", run.name());
+    context.printer.confirm(&question, args.yes)?;
+    run.create(&std::fs::read_to_string(path).map_err(with_path(path))?)?;
+    put_aside(run)?;
+    let (epoch, owner) = process::recover(context, run).await?;
+    context.printer.line(&format!("run {} begins again at epoch {epoch}, owner {owner}", run.name()));
+    context.printer.hint(&format!("go on with `rehome apply --run {}`: what is equal already is kept", run.name()));
+    Ok(Exit::Done)
 }
 
 /// The copy, its register, every gateway, and a harmless write on both sides of every part.
@@ -148,19 +165,25 @@ fn agree(words: &[Word]) -> Result<(), CliError> {
 fn restore(migration: &Path, copy: &Path, run: &RunFolder) -> Result<(), CliError> {
     let text = std::fs::read_to_string(migration).map_err(with_path(migration))?;
     run.create(&text)?;
-    // What is left of the lost journal is put aside, never removed.
-    for name in [JOURNAL_FILE, DECISION_FILE] {
-        for file in [name.to_owned(), format!("{name}-wal"), format!("{name}-shm")] {
-            let old = run.path.join(&file);
-            if old.exists() {
-                std::fs::rename(&old, run.path.join(format!("{file}.lost-{}", std::process::id()))).map_err(with_path(&old))?;
-            }
-        }
-    }
+    put_aside(run)?;
     for name in [DECISION_FILE, JOURNAL_FILE] {
         let from = copy.join(name);
         if from.exists() {
             paths::write_private(&run.path.join(name), &std::fs::read(&from).map_err(with_path(&from))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is left of the lost journal is put aside, never removed.
+fn put_aside(run: &RunFolder) -> Result<(), CliError> {
+    for name in [JOURNAL_FILE, DECISION_FILE] {
+        for file in [name.to_owned(), format!("{name}-wal"), format!("{name}-shm")] {
+            let old = run.path.join(&file);
+            if old.exists() {
+                let aside = run.path.join(format!("{file}.lost-{}", std::process::id()));
+                std::fs::rename(&old, aside).map_err(with_path(&old))?;
+            }
         }
     }
     Ok(())
