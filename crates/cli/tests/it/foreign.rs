@@ -169,7 +169,11 @@ fn a_migration_between_foreign_servers() {
     );
     let ready = rehome(&place, &["apply", "--until", "ready", "--json"]);
     assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);
-    std::fs::write(store.join("media/late.txt"), "written while following").unwrap();
+    // Written through the server: it would not look into its folder again for minutes.
+    std::fs::create_dir(place.path("late")).unwrap();
+    place.write("late/late.txt", "written while following");
+    let late = rehome(&place, &["copy", "late", "s3://media", "--target-endpoint", &rclone.address]);
+    assert_eq!(late.code, 0, "{}", late.stderr);
     let switched = rehome(&place, &["switch", "--yes", "--json"]);
     assert_eq!(switched.code, 0, "{}\n{}", switched.stdout, switched.stderr);
     let report = rehome(&place, &["report", "--json"]).last_json();
