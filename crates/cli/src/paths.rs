@@ -16,8 +16,10 @@ pub fn state_home(option: Option<&Path>) -> Result<PathBuf, CliError> {
         .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
         .map(|base| base.join("rehome"))
         .ok_or_else(|| {
-            CliError::failed("neither XDG_STATE_HOME nor HOME is set, so there is no place for the run's journal")
-                .hint("name one with `--state DIR`")
+            CliError::failed(
+                "neither XDG_STATE_HOME nor HOME is set, so there is no place for the run's journal",
+            )
+            .hint("name one with `--state DIR`")
         })
 }
 
@@ -87,7 +89,8 @@ pub fn private_folder(path: &Path) -> Result<(), CliError> {
 pub fn write_private(path: &Path, content: &[u8]) -> Result<(), CliError> {
     let beside = path.with_extension(format!("new-{}", std::process::id()));
     let written = (|| {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;
@@ -117,7 +120,14 @@ pub fn all_runs(home: &Path) -> Result<Vec<RunFolder>, CliError> {
         .filter_map(Result::ok)
         .map(|entry| RunFolder { path: entry.path() })
         .filter(RunFolder::exists)
-        .map(|run| (fs::metadata(run.migration()).and_then(|meta| meta.modified()).unwrap_or(std::time::UNIX_EPOCH), run))
+        .map(|run| {
+            (
+                fs::metadata(run.migration())
+                    .and_then(|meta| meta.modified())
+                    .unwrap_or(std::time::UNIX_EPOCH),
+                run,
+            )
+        })
         .collect();
     runs.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.path.cmp(&b.1.path)));
     Ok(runs.into_iter().map(|(_, run)| run).collect())

@@ -48,7 +48,11 @@ impl Printer {
     pub fn line(&self, text: &str) {
         let mut out = std::io::stdout().lock();
         // A reader that went away (`rehome runs | head -1`) is not our failure.
-        let _ = if self.colored { writeln!(out, "{text}") } else { writeln!(out, "{}", anstream::adapter::strip_str(text)) };
+        let _ = if self.colored {
+            writeln!(out, "{text}")
+        } else {
+            writeln!(out, "{}", anstream::adapter::strip_str(text))
+        };
         let _ = out.flush();
     }
 
@@ -68,7 +72,11 @@ impl Printer {
     pub fn talk(&self, text: &str) {
         let mut err = std::io::stderr().lock();
         let colored = self.colored && std::io::stderr().is_terminal();
-        let _ = if colored { writeln!(err, "{text}") } else { writeln!(err, "{}", anstream::adapter::strip_str(text)) };
+        let _ = if colored {
+            writeln!(err, "{text}")
+        } else {
+            writeln!(err, "{}", anstream::adapter::strip_str(text))
+        };
     }
 
     pub fn hint(&self, text: &str) {
@@ -102,15 +110,21 @@ impl Printer {
         }
         let refused = |text: &str| CliError::new(crate::exit::Exit::Confirmation, text);
         if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-            return Err(refused("a confirmation is needed and there is no terminal to ask on; nothing changed")
-                .hint("look at what it will do, then add `--yes`"));
+            return Err(refused(
+                "a confirmation is needed and there is no terminal to ask on; nothing changed",
+            )
+            .hint("look at what it will do, then add `--yes`"));
         }
         let mut err = std::io::stderr().lock();
         let _ = write!(err, "{question} Type `yes` to go on: ");
         let _ = err.flush();
         let mut answer = String::new();
         let read = std::io::stdin().read_line(&mut answer);
-        if read.is_ok() && answer.trim() == "yes" { Ok(()) } else { Err(refused("not confirmed; nothing changed")) }
+        if read.is_ok() && answer.trim() == "yes" {
+            Ok(())
+        } else {
+            Err(refused("not confirmed; nothing changed"))
+        }
     }
 }
 

@@ -85,7 +85,8 @@ pub async fn run(context: &Context<'_>, args: &ApplyArgs) -> Result<Exit, CliErr
     let run = match existing(context)? {
         Some(run) => {
             if let Some(path) = &args.plan {
-                let text = format!("run {} is under way already; {} is for a new one", run.name(), path.display());
+                let text =
+                    format!("run {} is under way already; {} is for a new one", run.name(), path.display());
                 context.printer.warning(&text);
             }
             confirm(context, args, Some(&run))?;
@@ -135,7 +136,8 @@ async fn begin(context: &Context<'_>, args: &ApplyArgs) -> Result<RunFolder, Cli
         .map(|finding| finding.text.as_str())
         .collect();
     if !blockers.is_empty() {
-        let text = format!("{} things are in the way, nothing was done: {}", blockers.len(), blockers.join("; "));
+        let text =
+            format!("{} things are in the way, nothing was done: {}", blockers.len(), blockers.join("; "));
         return Err(CliError::failed(text).hint("see the remedies: `rehome doctor` and `rehome plan`"));
     }
     confirm(context, args, None)?;
@@ -160,7 +162,8 @@ fn free_name(context: &Context<'_>, name: &str) -> Result<String, CliError> {
 fn read_plan(path: &Path) -> Result<plan::Plan, CliError> {
     let text = std::fs::read_to_string(path).map_err(with_path(path))?;
     serde_json::from_str(&text).map_err(|error| {
-        CliError::failed(format!("{}: not a plan: {error}", path.display())).hint("make one: `rehome plan -o plan.json`")
+        CliError::failed(format!("{}: not a plan: {error}", path.display()))
+            .hint("make one: `rehome plan -o plan.json`")
     })
 }
 
@@ -172,19 +175,25 @@ fn confirm(context: &Context<'_>, args: &ApplyArgs, run: Option<&RunFolder>) -> 
     if args.until != Until::Switched || agreed {
         return Ok(());
     }
-    context.printer.confirm("This goes up to the switch: the target will own the application.", args.yes).map_err(|error| {
-        error.hint("or stop before the switch: `rehome apply --until ready`")
-    })
+    context
+        .printer
+        .confirm("This goes up to the switch: the target will own the application.", args.yes)
+        .map_err(|error| error.hint("or stop before the switch: `rehome apply --until ready`"))
 }
 
 async fn watch(context: &Context<'_>, run: &RunFolder, from: u64, until: Until) -> Result<Exit, CliError> {
     let printer = context.printer;
-    let ended = follow::until(printer, run, from, |view| has_reached(view, until) || has_given_up(view, until)).await?;
+    let ended =
+        follow::until(printer, run, from, |view| has_reached(view, until) || has_given_up(view, until))
+            .await?;
     let view = RunView::load(&run.path).map_err(|error| journal_error(&error))?;
     match ended {
         Ended::Detached => {
             printer.talk("left; the run goes on");
-            printer.hint(&format!("come back: `rehome apply --run {}`; stop it for a while: `rehome pause`", run.name()));
+            printer.hint(&format!(
+                "come back: `rehome apply --run {}`; stop it for a while: `rehome pause`",
+                run.name()
+            ));
             return Ok(Exit::Done);
         }
         Ended::Stuck => {
@@ -208,7 +217,8 @@ async fn watch(context: &Context<'_>, run: &RunFolder, from: u64, until: Until) 
         return Ok(Exit::Done);
     }
     let why = view.last_switch.as_ref().map_or_else(|| unmet_gates(&view), lines::outcome);
-    Err(CliError::new(Exit::GateNotMet, format!("{}: {why}", view.phase)).hint("see the gates: `rehome status`"))
+    Err(CliError::new(Exit::GateNotMet, format!("{}: {why}", view.phase))
+        .hint("see the gates: `rehome status`"))
 }
 
 fn unmet_gates(view: &RunView) -> String {
@@ -225,7 +235,9 @@ fn has_reached(view: &RunView, until: Until) -> bool {
     let switched = matches!(view.stage, Stage::Reversing | Stage::Final) && view.owner == Side::Target;
     match until {
         Until::Following => view.stage >= Stage::Streaming,
-        Until::Ready => view.verified.is_some_and(|(_, _, differ)| differ == 0) && view.stage >= Stage::Verified,
+        Until::Ready => {
+            view.verified.is_some_and(|(_, _, differ)| differ == 0) && view.stage >= Stage::Verified
+        }
         Until::Switched => switched,
     }
 }

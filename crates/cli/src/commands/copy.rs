@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 /// path). A copy that was ended goes on where it was when it is started again. Objects that are only on the target stay
 /// there, unless `--delete` is given.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  rehome copy s3://shop-media file:///srv/media --source-region eu-west-1\n  \
-    rehome copy /usr/share/doc s3://docs --target-endpoint http://127.0.0.1:9000")]
+#[command(
+    after_help = "Examples:\n  rehome copy s3://shop-media file:///srv/media --source-region eu-west-1\n  \
+    rehome copy /usr/share/doc s3://docs --target-endpoint http://127.0.0.1:9000"
+)]
 pub struct CopyArgs {
     /// Where from
     pub source: String,
@@ -110,7 +112,8 @@ pub async fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Exit, CliErro
     let progress = view::progress::sink(context.printer);
     let stop = CancellationToken::new();
     let begun = Instant::now();
-    let copied = rehome_objects::copy(source, target, options, &marks, Arc::clone(&progress) as _, stop.clone());
+    let copied =
+        rehome_objects::copy(source, target, options, &marks, Arc::clone(&progress) as _, stop.clone());
     let outcome = tokio::select! {
         outcome = copied => outcome,
         _ = tokio::signal::ctrl_c() => {
@@ -138,7 +141,11 @@ pub async fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Exit, CliErro
         }
         let would = if args.dry_run { "would copy" } else { "copied" };
         let compared = outcome.verification.as_ref().map_or_else(String::new, |verification| {
-            format!(", {} compared, {} differ", count(verification.compared), count(verification.differences_total))
+            format!(
+                ", {} compared, {} differ",
+                count(verification.compared),
+                count(verification.differences_total)
+            )
         });
         context.printer.line(&format!(
             "{would} {} objects, {} in {}; kept {}, deleted {}, {} not carried whole{compared}",
@@ -155,7 +162,10 @@ pub async fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Exit, CliErro
 }
 
 /// A store as the migration file would describe it; options are endpoint, region, access key, secret key.
-fn store(url: &str, [endpoint, region, access_key, secret_key]: [Option<&String>; 4]) -> Result<Store, CliError> {
+fn store(
+    url: &str,
+    [endpoint, region, access_key, secret_key]: [Option<&String>; 4],
+) -> Result<Store, CliError> {
     let url = if url.contains("://") {
         url.to_owned()
     } else {
@@ -165,7 +175,9 @@ fn store(url: &str, [endpoint, region, access_key, secret_key]: [Option<&String>
     let from_environment = |names: &[&str]| {
         names.iter().find(|name| std::env::var_os(name).is_some()).map(|name| Secret(format!("env:{name}")))
     };
-    let secret = |option: Option<&String>, names: &[&str]| option.map(|text| Secret(text.clone())).or_else(|| from_environment(names));
+    let secret = |option: Option<&String>, names: &[&str]| {
+        option.map(|text| Secret(text.clone())).or_else(|| from_environment(names))
+    };
     let needs_keys = !url.starts_with("file:");
     let access = secret(access_key, &["AWS_ACCESS_KEY_ID"]).filter(|_| needs_keys);
     let hidden = secret(secret_key, &["AWS_SECRET_ACCESS_KEY"]).filter(|_| needs_keys);

@@ -43,7 +43,8 @@ fn secrets(migration: &Migration) -> Vec<Finding> {
         .iter()
         .filter_map(|(place, secret)| match secret.check() {
             Err(error) => {
-                let remedy = Some("set the variable or file it names, in the environment of every rehome process");
+                let remedy =
+                    Some("set the variable or file it names, in the environment of every rehome process");
                 Some(finding("secret-missing", Severity::Blocker, format!("{place}: {error}"), remedy))
             }
             Ok(check) => {
@@ -66,7 +67,12 @@ fn machine(context: &Context<'_>) -> Vec<Finding> {
         std::fs::remove_file(&probe).map_err(exit::with_path(&probe))
     }) {
         Ok(()) => {
-            findings.push(finding("state-folder", Severity::Info, format!("{} takes writes", context.home.display()), None));
+            findings.push(finding(
+                "state-folder",
+                Severity::Info,
+                format!("{} takes writes", context.home.display()),
+                None,
+            ));
         }
         Err(error) => findings.push(finding(
             "state-folder",
@@ -98,7 +104,9 @@ async fn services(services: &[Service]) -> Vec<Finding> {
             let answer = view::http_status(&url, Duration::from_secs(5)).await;
             let id = "service-health";
             let (severity, text, remedy) = match (&answer, service.health.is_some()) {
-                (Ok(200), _) | (Ok(_), false) => (Severity::Info, format!("{}: {url} answers", service.name), None),
+                (Ok(200), _) | (Ok(_), false) => {
+                    (Severity::Info, format!("{}: {url} answers", service.name), None)
+                }
                 (Ok(code), true) => (
                     Severity::Warning,
                     format!("{}: {url} answers {code}, not 200", service.name),
@@ -144,7 +152,9 @@ async fn gateways_answer(context: &Context<'_>, migration: &Migration) -> Vec<Fi
 pub fn show(printer: &Printer, what: &str, findings: &[Finding]) {
     if printer.json {
         let blockers = findings.iter().filter(|finding| finding.severity == Severity::Blocker).count();
-        printer.json(&serde_json::json!({ "ui": "1.0", "checked": what, "blockers": blockers, "findings": findings }));
+        printer.json(
+            &serde_json::json!({ "ui": "1.0", "checked": what, "blockers": blockers, "findings": findings }),
+        );
         return;
     }
     for finding in findings {
@@ -155,7 +165,10 @@ pub fn show(printer: &Printer, what: &str, findings: &[Finding]) {
     }
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let (blockers, warnings) = (count(Severity::Blocker), count(Severity::Warning));
-    printer.line(&format!("{what}: {blockers} in the way, {warnings} to look at, {} well", count(Severity::Info)));
+    printer.line(&format!(
+        "{what}: {blockers} in the way, {warnings} to look at, {} well",
+        count(Severity::Info)
+    ));
 }
 
 /// One finding as a line: mark, id, side, text.

@@ -50,7 +50,10 @@ pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliE
         .await
         .map_err(|error| CliError::failed(format!("the gateway cannot start: {error}")))?;
     if let Some(path) = &args.ready {
-        paths::write_private(path, serde_json::json!({ "services": running.addresses }).to_string().as_bytes())?;
+        paths::write_private(
+            path,
+            serde_json::json!({ "services": running.addresses }).to_string().as_bytes(),
+        )?;
     }
     for (service, address) in &running.addresses {
         context.printer.talk(&format!("{service}: listening on {address}"));
@@ -71,8 +74,10 @@ pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliE
 /// What the gateway of this name is made from; the same words the engine finds it by.
 fn config(home: &Path, migration: &Migration, name: Option<&str>) -> Result<Config, CliError> {
     if migration.services.is_empty() {
-        return Err(CliError::failed("the migration file has no `[[services]]`, so a gateway has nothing to do")
-            .hint("add a `[[services]]` table with name, listen, source and target"));
+        return Err(CliError::failed(
+            "the migration file has no `[[services]]`, so a gateway has nothing to do",
+        )
+        .hint("add a `[[services]]` table with name, listen, source and target"));
     }
     let gateways = migration.gateways_or_default(home);
     let gateway: &Gateway = match (name, gateways.as_slice()) {
@@ -86,7 +91,8 @@ fn config(home: &Path, migration: &Migration, name: Option<&str>) -> Result<Conf
     let folder = gateway.control.parent().map(Path::to_owned).unwrap_or_else(|| PathBuf::from("."));
     paths::private_folder(&folder)?;
     let state = folder.join(format!("{}.state", gateway.name));
-    let (name, control, services) = (gateway.name.clone(), gateway.control.clone(), migration.services.clone());
+    let (name, control, services) =
+        (gateway.name.clone(), gateway.control.clone(), migration.services.clone());
     let config = Config::new(name, state, control, secret(gateway)?, services);
     Ok(Config { hold: migration.switch.hold.clone(), ..config })
 }

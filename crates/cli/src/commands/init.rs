@@ -20,14 +20,15 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Exit, CliError> {
         return Ok(Exit::Done);
     }
     // An existing file is somebody's work: it is never written over.
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&args.path).map_err(|error| {
-        if error.kind() == std::io::ErrorKind::AlreadyExists {
-            CliError::failed(format!("{} exists already; it was not touched", args.path.display()))
-                .hint("name another path: `rehome init PATH`")
-        } else {
-            with_path(&args.path)(error)
-        }
-    })?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).open(&args.path).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::AlreadyExists {
+                CliError::failed(format!("{} exists already; it was not touched", args.path.display()))
+                    .hint("name another path: `rehome init PATH`")
+            } else {
+                with_path(&args.path)(error)
+            }
+        })?;
     file.write_all(rehome_spec::TEMPLATE.as_bytes()).map_err(with_path(&args.path))?;
     if context.global.json {
         context.printer.json(&serde_json::json!({ "ui": "1.0", "written": args.path }));

@@ -52,8 +52,11 @@ pub async fn engine(context: &Context<'_>, args: &EngineArgs) -> Result<Exit, Cl
     detach();
     let run = RunFolder::new(&context.home, &args.run);
     log::to_file(&run.log())?;
-    let extras =
-        Extras { faults: args.fault.clone(), guard_faults: args.guard_fault.clone(), sabotage: args.sabotage.clone() };
+    let extras = Extras {
+        faults: args.fault.clone(),
+        guard_faults: args.guard_fault.clone(),
+        sabotage: args.sabotage.clone(),
+    };
     process::carry(context, &run, &extras, None).await
 }
 
@@ -61,7 +64,8 @@ pub async fn guard(context: &Context<'_>, args: &GuardArgs) -> Result<Exit, CliE
     detach();
     let run = RunFolder::new(&context.home, &args.run);
     log::to_file(&run.guard_log())?;
-    let extras = Extras { faults: args.fault.clone(), guard_faults: Vec::new(), sabotage: args.sabotage.clone() };
+    let extras =
+        Extras { faults: args.fault.clone(), guard_faults: Vec::new(), sabotage: args.sabotage.clone() };
     process::watch(context, &run, &extras).await
 }
 

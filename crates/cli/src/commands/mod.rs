@@ -81,15 +81,18 @@ impl Context<'_> {
             return Ok(path.clone());
         }
         let here = std::env::current_dir().map_err(with_path(Path::new(".")))?;
-        here.ancestors().map(|folder| folder.join("rehome.toml")).find(|path| path.is_file()).ok_or_else(|| {
-            CliError::not_found("there is no rehome.toml here or in a folder above")
-                .hint("write one with `rehome init`, or name yours with `--file FILE`")
-        })
+        here.ancestors().map(|folder| folder.join("rehome.toml")).find(|path| path.is_file()).ok_or_else(
+            || {
+                CliError::not_found("there is no rehome.toml here or in a folder above")
+                    .hint("write one with `rehome init`, or name yours with `--file FILE`")
+            },
+        )
     }
 
     pub fn migration(&self) -> Result<(PathBuf, Migration), CliError> {
         let path = self.migration_path()?;
-        let loaded = Migration::load_with_warnings(&path).map_err(|error| unreadable(&error, self.printer))?;
+        let loaded =
+            Migration::load_with_warnings(&path).map_err(|error| unreadable(&error, self.printer))?;
         if !loaded.warnings.is_empty() {
             self.printer.talk(loaded.render_warnings(self.printer.colored).trim_end());
         }
@@ -103,7 +106,8 @@ impl Context<'_> {
             return if folder.exists() {
                 Ok(folder)
             } else {
-                Err(CliError::not_found(format!("there is no run `{name}`")).hint("list them with `rehome runs`"))
+                Err(CliError::not_found(format!("there is no run `{name}`"))
+                    .hint("list them with `rehome runs`"))
             };
         }
         let runs = paths::all_runs(&self.home)?;
@@ -122,8 +126,10 @@ impl Context<'_> {
             ([only], _) => Ok((*only).clone()),
             ([], [newest, ..]) => Ok(newest.clone()),
             ([], []) => Err(CliError::not_found("there is no run yet").hint("begin one with `rehome apply`")),
-            _ => Err(CliError::usage("several runs are under way; which one?")
-                .hint(format!("add `--run NAME`: {}", open.iter().map(|run| run.name()).collect::<Vec<_>>().join(", ")))),
+            _ => Err(CliError::usage("several runs are under way; which one?").hint(format!(
+                "add `--run NAME`: {}",
+                open.iter().map(|run| run.name()).collect::<Vec<_>>().join(", ")
+            ))),
         }
     }
 

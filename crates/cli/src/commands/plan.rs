@@ -99,7 +99,11 @@ pub async fn make(path: &Path, migration: &Migration) -> Result<Plan, CliError> 
     let findings: Vec<Finding> = findings.chain(risks(migration, &planned)).collect();
     let mut hasher = blake3::Hasher::new();
     for part in &planned {
-        hasher.update(part.name.as_bytes()).update(&[0]).update(part.assessment.fingerprint.as_bytes()).update(&[0]);
+        hasher
+            .update(part.name.as_bytes())
+            .update(&[0])
+            .update(part.assessment.fingerprint.as_bytes())
+            .update(&[0]);
     }
     let known: Option<Vec<f64>> = planned.iter().map(|part| part.assessment.copy_seconds).collect();
     let steps = migration.switch.read_steps.len() as f64;
@@ -118,8 +122,10 @@ pub async fn make(path: &Path, migration: &Migration) -> Result<Plan, CliError> 
 }
 
 async fn look(part: &Arc<dyn Part>, migration: &Migration) -> Result<PlannedPart, CliError> {
-    let assessment =
-        part.assess().await.map_err(|error| CliError::from(error).within(&format!("cannot look at {}", part.name())))?;
+    let assessment = part
+        .assess()
+        .await
+        .map_err(|error| CliError::from(error).within(&format!("cannot look at {}", part.name())))?;
     let spec = migration.objects.iter().find(|objects| objects.name == part.name());
     Ok(PlannedPart {
         name: part.name().to_owned(),
@@ -148,20 +154,37 @@ fn risks(migration: &Migration, parts: &[PlannedPart]) -> Vec<Finding> {
             found.push(warn("no-fence", text, "give the part a fence (policy, command or hook)"));
         } else if !part.capabilities.can_probe {
             let text = format!("{name}: the fence cannot be tried out");
-            found.push(warn("fence-not-probed", text, "give the application's credentials under `application`"));
+            found.push(warn(
+                "fence-not-probed",
+                text,
+                "give the application's credentials under `application`",
+            ));
         }
         if part.capabilities.follows == Follows::Listing {
-            let text = format!("{name}: changes are found by listing everything again; one listing is part of the write pause");
+            let text = format!(
+                "{name}: changes are found by listing everything again; one listing is part of the write pause"
+            );
             found.push(warn("no-change-feed", text, "give the part a change hook under `changes`"));
         }
         if !migration.services.iter().any(|service| service.uses.contains(name)) {
-            let text = format!("{name}: no service uses it; writers that reach it another way are stopped by the fence alone");
-            found.push(warn("part-without-service", text, "name it in the `uses` of the services that show it"));
+            let text = format!(
+                "{name}: no service uses it; writers that reach it another way are stopped by the fence alone"
+            );
+            found.push(warn(
+                "part-without-service",
+                text,
+                "name it in the `uses` of the services that show it",
+            ));
         }
     }
     if migration.services.is_empty() {
-        let text = "no service: nothing holds writes while the owner changes, writers will see refusals".to_owned();
-        found.push(warn("no-service", text, "put the application's users behind the gateway with `[[services]]`"));
+        let text =
+            "no service: nothing holds writes while the owner changes, writers will see refusals".to_owned();
+        found.push(warn(
+            "no-service",
+            text,
+            "put the application's users behind the gateway with `[[services]]`",
+        ));
     }
     found
 }
@@ -177,7 +200,8 @@ fn steps_of(migration: &Migration, parts: &[PlannedPart]) -> Vec<PlannedStep> {
     let switch = &migration.switch;
     let mut steps = Vec::new();
     for part in parts {
-        let make = format!("make what {} needs at {}, closed to every writer but rehome", part.name, part.target);
+        let make =
+            format!("make what {} needs at {}, closed to every writer but rehome", part.name, part.target);
         steps.push(step('+', "copying", make, Some("removed again, if rehome made it")));
         let copy = format!(
             "copy {}: {} objects, {}",
@@ -185,13 +209,22 @@ fn steps_of(migration: &Migration, parts: &[PlannedPart]) -> Vec<PlannedStep> {
             count(part.assessment.objects),
             size(part.assessment.bytes)
         );
-        steps.push(step('>', "copying", copy, Some("the copy is left or removed; the source is never touched")));
+        steps.push(step(
+            '>',
+            "copying",
+            copy,
+            Some("the copy is left or removed; the source is never touched"),
+        ));
     }
     steps.push(step('>', "following", format!("follow every change of {names}"), Some("stop following")));
     steps.push(step('=', "ready", format!("verify {names}: an independent comparison"), None));
     if !migration.services.is_empty() {
         let shares: Vec<String> = switch.read_steps.iter().map(|share| format!("{share} %")).collect();
-        let text = format!("send {} of reads to the target, {} each", shares.join(", "), view::unit(switch.read_step_time));
+        let text = format!(
+            "send {} of reads to the target, {} each",
+            shares.join(", "),
+            view::unit(switch.read_step_time)
+        );
         steps.push(step('~', "shifting", text, Some("all reads back to the source within milliseconds")));
         let text = format!("hold writes at the gateway (at most {})", view::unit(switch.max_pause));
         steps.push(step('~', "switching", text, Some("release them to the source")));
@@ -199,10 +232,28 @@ fn steps_of(migration: &Migration, parts: &[PlannedPart]) -> Vec<PlannedStep> {
     for worker in &migration.workers {
         steps.push(step('~', "switching", format!("stop worker {}", worker.name), Some("start it again")));
     }
-    steps.push(step('~', "switching", "close the source to writes, prove it, drain, seal".into(), Some("open the source again")));
-    steps.push(step('!', "switching", "commit: the target owns the next epoch".into(), Some("`rehome reverse` (a switch back)")));
-    steps.push(step('~', "switched", "open the target, release writes, follow target -> source".into(), Some("`rehome reverse`")));
-    let soak = format!("keep the way back ready for {}; then `rehome complete`, which cannot be undone", view::unit(switch.soak));
+    steps.push(step(
+        '~',
+        "switching",
+        "close the source to writes, prove it, drain, seal".into(),
+        Some("open the source again"),
+    ));
+    steps.push(step(
+        '!',
+        "switching",
+        "commit: the target owns the next epoch".into(),
+        Some("`rehome reverse` (a switch back)"),
+    ));
+    steps.push(step(
+        '~',
+        "switched",
+        "open the target, release writes, follow target -> source".into(),
+        Some("`rehome reverse`"),
+    ));
+    let soak = format!(
+        "keep the way back ready for {}; then `rehome complete`, which cannot be undone",
+        view::unit(switch.soak)
+    );
     steps.push(step('!', "completed", soak, None));
     steps
 }
@@ -216,7 +267,9 @@ pub fn check_fresh(kept: &Plan, now: &Plan) -> Result<(), CliError> {
     let moved = match (kept.file_hash == now.file_hash, kept.world_hash == now.world_hash) {
         (true, true) => return Ok(()),
         (false, _) => "the migration file has changed",
-        (true, false) => "what it was made from has changed (a bucket, an endpoint, or what is already on the target)",
+        (true, false) => {
+            "what it was made from has changed (a bucket, an endpoint, or what is already on the target)"
+        }
     };
     Err(CliError::failed(format!("the plan of {} is stale: {moved}; nothing was done", kept.made_at))
         .hint("look at a new one: `rehome plan -o plan.json`"))
@@ -247,7 +300,9 @@ pub fn show(context: &Context<'_>, plan: &Plan) {
             printer.line(&format!("      {}remedy:{} {remedy}", style::HINT, style::HINT.render_reset()));
         }
     }
-    let copy = plan.copy_seconds.map_or_else(|| "unknown time".to_owned(), |seconds| format!("about {}", span(seconds)));
+    let copy = plan
+        .copy_seconds
+        .map_or_else(|| "unknown time".to_owned(), |seconds| format!("about {}", span(seconds)));
     let objects = plan.parts.iter().map(|part| part.assessment.objects).sum();
     let bytes = plan.parts.iter().map(|part| part.assessment.bytes).sum();
     printer.line(&format!(

@@ -19,7 +19,11 @@ pub struct RunsArgs {
 /// Is this a run of the migration of that name?
 pub fn belongs_to(run: &RunFolder, name: &str) -> bool {
     let folder = run.name();
-    folder == name || folder.strip_prefix(name).and_then(|rest| rest.strip_prefix('-')).is_some_and(|n| n.parse::<u32>().is_ok())
+    folder == name
+        || folder
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .is_some_and(|n| n.parse::<u32>().is_ok())
 }
 
 pub fn is_over(run: &RunFolder) -> bool {
@@ -49,7 +53,15 @@ pub fn run(context: &Context<'_>, args: &RunsArgs) -> Result<Exit, CliError> {
         return Ok(Exit::Done);
     }
     let bold = style::BOLD;
-    printer.line(&format!("{bold}{:<20} {:<11} {:<8} {:<8} {:<14} NEXT{}", "RUN", "PHASE", "OWNER", "ENGINE", "AGE", bold.render_reset()));
+    printer.line(&format!(
+        "{bold}{:<20} {:<11} {:<8} {:<8} {:<14} NEXT{}",
+        "RUN",
+        "PHASE",
+        "OWNER",
+        "ENGINE",
+        "AGE",
+        bold.render_reset()
+    ));
     for (run, view) in &views {
         match view {
             Ok(view) => printer.line(&format!(

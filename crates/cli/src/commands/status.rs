@@ -27,7 +27,8 @@ pub async fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Exit, CliEr
     }
     let alive = runs::alive(&view);
     if printer.json {
-        printer.json(&serde_json::json!({ "type": "status", "ui": "1.0", "engine_alive": alive, "view": view }));
+        printer
+            .json(&serde_json::json!({ "type": "status", "ui": "1.0", "engine_alive": alive, "view": view }));
     } else {
         tree::draw(&view, now_ms(), "").iter().for_each(|line| printer.line(line));
         for gate in view.gates.iter().filter(|gate| !gate.is_met()) {

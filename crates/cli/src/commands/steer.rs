@@ -75,7 +75,11 @@ pub struct CompleteArgs {
 
 fn percent(text: &str) -> Result<u8, String> {
     let number = text.trim().trim_end_matches('%').trim();
-    number.parse::<u8>().ok().filter(|share| *share <= 100).ok_or_else(|| "write a share from 0% to 100%, like 25%".to_owned())
+    number
+        .parse::<u8>()
+        .ok()
+        .filter(|share| *share <= 100)
+        .ok_or_else(|| "write a share from 0% to 100%, like 25%".to_owned())
 }
 
 /// Gives the order, shows what happens until it is done, and says how it ended.
@@ -83,8 +87,12 @@ async fn steer(context: &Context<'_>, command: Command, quiet: bool) -> Result<C
     let run = context.run_folder()?;
     let before = RunView::load(&run.path).map_err(|error| journal_error(&error))?;
     if before.stage.is_final() {
-        return Err(CliError::failed(format!("run {} is {}; there is nothing to steer", run.name(), before.phase))
-            .hint("see `rehome report`"));
+        return Err(CliError::failed(format!(
+            "run {} is {}; there is nothing to steer",
+            run.name(),
+            before.phase
+        ))
+        .hint("see `rehome report`"));
     }
     let mut engine = context.engine(&run).await?;
     if quiet {
@@ -117,7 +125,9 @@ fn say(context: &Context<'_>, outcome: &CommandOutcome, done: &str) {
         CommandOutcome::Switched { report } | CommandOutcome::Rehearsed { report } => lines::outcome(report),
     };
     if context.global.json {
-        context.printer.json(&serde_json::json!({ "type": "summary", "ui": "1.0", "message": text, "outcome": outcome }));
+        context.printer.json(
+            &serde_json::json!({ "type": "summary", "ui": "1.0", "message": text, "outcome": outcome }),
+        );
     } else {
         context.printer.line(&text);
     }
@@ -126,7 +136,9 @@ fn say(context: &Context<'_>, outcome: &CommandOutcome, done: &str) {
 pub async fn verify(context: &Context<'_>, _: &VerifyArgs) -> Result<Exit, CliError> {
     let outcome = steer(context, Command::Verify, false).await?;
     say(context, &outcome, "");
-    let CommandOutcome::Verified { differences, differences_total, .. } = &outcome else { return Ok(Exit::Done) };
+    let CommandOutcome::Verified { differences, differences_total, .. } = &outcome else {
+        return Ok(Exit::Done);
+    };
     if !context.global.json {
         differences.iter().for_each(|difference| context.printer.line(&super::doctor::line(difference)));
     }
@@ -168,7 +180,11 @@ pub async fn resume(context: &Context<'_>, _: &ResumeArgs) -> Result<Exit, CliEr
 }
 
 pub async fn cancel(context: &Context<'_>, args: &CancelArgs) -> Result<Exit, CliError> {
-    confirm(context, "What was made on the target will be taken back; the source goes on as before.", args.yes)?;
+    confirm(
+        context,
+        "What was made on the target will be taken back; the source goes on as before.",
+        args.yes,
+    )?;
     let outcome = steer(context, Command::Cancel, false).await?;
     say(context, &outcome, "cancelled: the source goes on as before");
     Ok(Exit::Done)
@@ -178,17 +194,19 @@ pub async fn complete(context: &Context<'_>, args: &CompleteArgs) -> Result<Exit
     confirm(context, "After this there is no way back: the target stays the owner.", args.yes)?;
     let outcome = steer(context, Command::Complete, false).await?;
     say(context, &outcome, "completed: the target owns the application");
-    if !context.global.json {
-        if let Ok((_, migration)) = context.migration() {
-            for service in &migration.services {
-                context.printer.hint(&format!(
-                    "take the gateway out of the path: point users of {} at {} instead of {}, wait until its access log is quiet, then stop it",
-                    service.name, service.target, service.listen
-                ));
-            }
-        }
+    if let Ok((_, migration)) = context.migration() {
+        migration.services.iter().for_each(|service| context.printer.hint(&way_out(service)));
     }
     Ok(Exit::Done)
+}
+
+/// How the gateway leaves the path.
+fn way_out(service: &rehome_spec::Service) -> String {
+    format!(
+        "take the gateway out of the path: point users of {} at {} instead of {}, wait until its access log is quiet, \
+         then stop it",
+        service.name, service.target, service.listen
+    )
 }
 
 #[cfg(test)]

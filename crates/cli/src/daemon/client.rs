@@ -1,10 +1,10 @@
 //! A command's line to the engine of a run.
 
 use super::wire::{Order, Reply, Verb};
-use rehome_engine::{Command, CommandOutcome};
 use crate::audit;
 use crate::exit::{CliError, Exit};
 use crate::paths::{RunFolder, reachable_socket};
+use rehome_engine::{Command, CommandOutcome};
 use rehome_gateway::control::{self, Hello};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -47,7 +47,8 @@ impl Engine {
         let arguments = std::env::args_os().skip(1).map(|text| text.to_string_lossy().into_owned()).collect();
         let order = Order { verb, actor: audit::actor(), arguments };
         let gone = |error: std::io::Error| {
-            CliError::failed(format!("the engine went away: {error}")).hint("see `rehome status`; `rehome apply` goes on")
+            CliError::failed(format!("the engine went away: {error}"))
+                .hint("see `rehome status`; `rehome apply` goes on")
         };
         self.send(&order).await.map_err(gone)?;
         let mut line = String::new();
@@ -55,7 +56,8 @@ impl Engine {
         if read == 0 {
             return Err(gone(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
         }
-        serde_json::from_str(&line).map_err(|error| CliError::failed(format!("the engine's answer is unreadable: {error}")))
+        serde_json::from_str(&line)
+            .map_err(|error| CliError::failed(format!("the engine's answer is unreadable: {error}")))
     }
 
     /// Gives a command whose refusal is an error.

@@ -76,7 +76,9 @@ impl Faults for Planned {
             let signal = match fault.act {
                 Act::Kill => rustix::process::Signal::KILL,
                 Act::Stop => rustix::process::Signal::STOP,
-                Act::Fail => return Err(Error::permanent(ErrorKind::Other, format!("fault on purpose at {point}"))),
+                Act::Fail => {
+                    return Err(Error::permanent(ErrorKind::Other, format!("fault on purpose at {point}")));
+                }
             };
             rustix::process::kill_process(rustix::process::getpid(), signal)
                 .map_err(|error| Error::permanent(ErrorKind::Other, error.to_string()))?;

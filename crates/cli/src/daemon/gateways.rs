@@ -49,7 +49,9 @@ impl ControlledGateways {
         let who = format!("engine of {run}, pid {}", std::process::id());
         let clients = gateways
             .iter()
-            .map(|gateway| Ok((gateway.name.clone(), Client::new(&gateway.control, secret(gateway)?, who.as_str()))))
+            .map(|gateway| {
+                Ok((gateway.name.clone(), Client::new(&gateway.control, secret(gateway)?, who.as_str())))
+            })
             .collect::<std::result::Result<_, CliError>>()?;
         let sessions = match sessions {
             Sessions::Wait => SessionRule::Wait,
@@ -79,7 +81,10 @@ impl ControlledGateways {
         let answers = self.all(&Request::Status).await?;
         let status = |answer| match answer {
             Response::Status(status) => Ok(*status),
-            other => Err(Error::permanent(ErrorKind::Other, format!("a gateway answered {other:?} to a status request"))),
+            other => Err(Error::permanent(
+                ErrorKind::Other,
+                format!("a gateway answered {other:?} to a status request"),
+            )),
         };
         answers.into_iter().map(status).collect()
     }
@@ -167,7 +172,11 @@ impl Gateways for ControlledGateways {
                     holding: status.mode == Mode::Held,
                     armed: status.mode != Mode::Standing,
                     intent: status.intent,
-                    services: status.services.into_iter().map(|service| self.service(service, sessions)).collect(),
+                    services: status
+                        .services
+                        .into_iter()
+                        .map(|service| self.service(service, sessions))
+                        .collect(),
                 }
             })
             .collect())
@@ -183,7 +192,9 @@ impl Gateways for ControlledGateways {
 
     async fn moment(&self) -> Result<Moments> {
         let statuses = self.statuses().await?;
-        Ok(Moments(statuses.into_iter().map(|status| (status.name, status.now.process, status.now.micros)).collect()))
+        Ok(Moments(
+            statuses.into_iter().map(|status| (status.name, status.now.process, status.now.micros)).collect(),
+        ))
     }
 
     async fn freshness(&self, service: &str, through: Option<Moments>, token: Token) -> Result<()> {

@@ -51,11 +51,18 @@ pub async fn ensure(context: &Context<'_>, run: &RunFolder, extras: &Extras) -> 
             if let Some(engine) = Engine::connect(run).await? {
                 return Ok(engine);
             }
-            return Err(CliError::failed(format!("the engine ended at once ({status}): {}", last_words(&run.log())))
-                .hint(format!("its log: {}", run.log().display())));
+            return Err(CliError::failed(format!(
+                "the engine ended at once ({status}): {}",
+                last_words(&run.log())
+            ))
+            .hint(format!("its log: {}", run.log().display())));
         }
         if begun.elapsed() > START_DEADLINE {
-            let text = format!("the engine (pid {}) does not answer after {} s", child.id(), START_DEADLINE.as_secs());
+            let text = format!(
+                "the engine (pid {}) does not answer after {} s",
+                child.id(),
+                START_DEADLINE.as_secs()
+            );
             return Err(CliError::failed(text).hint(format!("its log: {}", run.log().display())));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -64,10 +71,20 @@ pub async fn ensure(context: &Context<'_>, run: &RunFolder, extras: &Extras) -> 
 
 /// Starts `rehome WORD RUN` in the background. The child makes a session of its own, so that neither Ctrl-C nor the end of the
 /// terminal reaches it.
-pub fn start(word: &str, home: &Path, run: &RunFolder, log: &Path, more: &[String]) -> Result<Child, CliError> {
+pub fn start(
+    word: &str,
+    home: &Path,
+    run: &RunFolder,
+    log: &Path,
+    more: &[String],
+) -> Result<Child, CliError> {
     let program = std::env::current_exe().map_err(with_path(Path::new("rehome")))?;
-    let errors =
-        std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log).map_err(with_path(log))?;
+    let errors = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(log)
+        .map_err(with_path(log))?;
     Command::new(&program)
         .arg("--state")
         .arg(home)

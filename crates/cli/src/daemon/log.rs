@@ -11,12 +11,20 @@ fn filter() -> EnvFilter {
 
 pub fn to_stderr() {
     // A second call (tests in one process) keeps the first subscriber.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter()).with_writer(std::io::stderr).with_target(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
 }
 
 pub fn to_file(path: &Path) -> Result<(), CliError> {
-    let file =
-        std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(with_path(path))?;
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(with_path(path))?;
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter())
         .with_writer(std::sync::Mutex::new(file))

@@ -1,8 +1,8 @@
 //! The engine's small ports: the application's background workers, and the guard as a second process.
 
-use async_trait::async_trait;
 use super::launch;
 use crate::paths::RunFolder;
+use async_trait::async_trait;
 use rehome_engine::ports::{GuardPort, Workers};
 use rehome_part::{Error, ErrorKind, Result, Side};
 use rehome_spec::Worker;
@@ -25,7 +25,9 @@ impl ShellWorkers {
         let mut child = Command::new("/bin/sh");
         child.arg("-c").arg(command).envs(&worker.env).env("REHOME_SIDE", side.to_string());
         child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        let failed = |text: String| Error::permanent(ErrorKind::Other, format!("worker {}: {text}", worker.name)).on(side);
+        let failed = |text: String| {
+            Error::permanent(ErrorKind::Other, format!("worker {}: {text}", worker.name)).on(side)
+        };
         match tokio::time::timeout(COMMAND_DEADLINE, child.status()).await {
             Ok(Ok(status)) => Ok(status.success()),
             Ok(Err(error)) => Err(failed(format!("`{command}` cannot run: {error}"))),
@@ -41,7 +43,9 @@ impl Workers for ShellWorkers {
             Self::run(worker, &worker.stop, side).await?;
             if !Self::run(worker, &worker.is_stopped, side).await? {
                 let text = format!("worker {} is still running after `{}`", worker.name, worker.stop);
-                return Err(Error::permanent(ErrorKind::Other, text).on(side).hint(format!("see `{}`", worker.is_stopped)));
+                return Err(Error::permanent(ErrorKind::Other, text)
+                    .on(side)
+                    .hint(format!("see `{}`", worker.is_stopped)));
             }
         }
         Ok(())
@@ -70,8 +74,12 @@ pub struct GuardProcess {
 #[async_trait]
 impl GuardPort for GuardProcess {
     async fn start(&self) -> Result<()> {
-        let mut child = launch::start("__guard", &self.home, &self.run, &self.run.guard_log(), &self.arguments)
-            .map_err(|error| Error::temporary(ErrorKind::Other, format!("the guard cannot be started: {}", error.text)))?;
+        let mut child =
+            launch::start("__guard", &self.home, &self.run, &self.run.guard_log(), &self.arguments).map_err(
+                |error| {
+                    Error::temporary(ErrorKind::Other, format!("the guard cannot be started: {}", error.text))
+                },
+            )?;
         // Somebody has to take its exit status, or it stays as a zombie while the engine lives.
         std::thread::spawn(move || child.wait());
         Ok(())

@@ -9,7 +9,8 @@ use crate::exit::{CliError, Exit};
 use crate::paths::RunFolder;
 use async_trait::async_trait;
 use rehome_engine::{
-    Command, CommandError, CommandMessage, CommandOutcome, DecisionAnswer, Engine, EngineError, Goal, RunEnd, Setup,
+    Command, CommandError, CommandMessage, CommandOutcome, DecisionAnswer, Engine, EngineError, Goal, RunEnd,
+    Setup,
     guard::{self, GuardEnd},
 };
 use rehome_gateway::control::{Answer, Question, Refusal};
@@ -21,7 +22,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Carries the engine of `run` until the run is over, it is told to stop, or another engine takes the run over.
-pub async fn carry(context: &Context<'_>, run: &RunFolder, extras: &Extras, goal: Option<Goal>) -> Result<Exit, CliError> {
+pub async fn carry(
+    context: &Context<'_>,
+    run: &RunFolder,
+    extras: &Extras,
+    goal: Option<Goal>,
+) -> Result<Exit, CliError> {
     let migration = commands::load(&run.migration(), context.printer)?;
     let world = world::build(context, run, &migration, extras)?;
     let setup = setup(run, &migration, "engine");
@@ -151,7 +157,9 @@ impl Answering for Answers {
         let read = tokio::task::spawn_blocking(move || rehome_engine::decision(&folder, epoch)).await;
         match read {
             Ok(Ok(DecisionAnswer::Undecided)) => Answer::Undecided,
-            Ok(Ok(DecisionAnswer::Settled { epoch, owner, token })) => Answer::Settled { epoch, owner, token },
+            Ok(Ok(DecisionAnswer::Settled { epoch, owner, token })) => {
+                Answer::Settled { epoch, owner, token }
+            }
             Ok(Err(error)) => Answer::Refused { why: Refusal::Failed, text: error.to_string() },
             Err(error) => Answer::Refused { why: Refusal::Failed, text: error.to_string() },
         }
@@ -191,10 +199,14 @@ fn explain(error: CommandError) -> Reply {
     let text = error.to_string();
     match error {
         CommandError::NotNow { hint, .. } => refused(Exit::Failed, &text, &hint),
-        CommandError::GateNotMet { .. } => refused(Exit::GateNotMet, &text, "nothing was changed; see `rehome status`"),
-        CommandError::Aborted { .. } => {
-            refused(Exit::GateNotMet, &text, "the old owner serves as before; see `rehome report`, then try again")
+        CommandError::GateNotMet { .. } => {
+            refused(Exit::GateNotMet, &text, "nothing was changed; see `rehome status`")
         }
+        CommandError::Aborted { .. } => refused(
+            Exit::GateNotMet,
+            &text,
+            "the old owner serves as before; see `rehome report`, then try again",
+        ),
         CommandError::Failed { error, .. } => {
             let failed = CliError::from(error);
             Reply::Refused { exit_code: failed.exit.code(), text, hints: failed.hints }

@@ -27,13 +27,16 @@ pub async fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Exit, CliE
     let name = context.global.run.clone().unwrap_or_else(|| migration.migration.name.clone());
     let run = RunFolder::new(&context.home, &name);
     if run.exists() && RunView::load(&run.path).is_ok() {
-        return Err(CliError::failed(format!("run {name} has a readable journal; there is nothing to recover"))
-            .hint("go on with `rehome apply`"));
+        return Err(CliError::failed(format!(
+            "run {name} has a readable journal; there is nothing to recover"
+        ))
+        .hint("go on with `rehome apply`"));
     }
     let Some(copy) = copy_folder(args, &migration, &run)? else {
         return from_the_world(context, args, &path, &run).await;
     };
-    let kept = RunView::load(&copy).map_err(|error| journal_error(&error).within(&format!("the copy {}", copy.display())))?;
+    let kept = RunView::load(&copy)
+        .map_err(|error| journal_error(&error).within(&format!("the copy {}", copy.display())))?;
     let words = witnesses(context, &migration, &copy, &kept).await?;
     for word in &words {
         context.printer.talk(&format!("  {:<28} {}", word.witness, word.text));
@@ -42,12 +45,18 @@ pub async fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Exit, CliE
     let question = format!("Restore run {name} at epoch {}, owner {}?", kept.epoch, kept.owner);
     context.printer.confirm(&question, args.yes)?;
     restore(&path, &copy, &run)?;
-    context.printer.line(&format!("run {name} is restored: {}, epoch {}, owner {}", kept.phase, kept.epoch, kept.owner));
+    context
+        .printer
+        .line(&format!("run {name} is restored: {}, epoch {}, owner {}", kept.phase, kept.epoch, kept.owner));
     context.printer.hint(&format!("go on with `rehome apply --run {name}`"));
     Ok(Exit::Done)
 }
 
-fn copy_folder(args: &RecoverArgs, migration: &Migration, run: &RunFolder) -> Result<Option<PathBuf>, CliError> {
+fn copy_folder(
+    args: &RecoverArgs,
+    migration: &Migration,
+    run: &RunFolder,
+) -> Result<Option<PathBuf>, CliError> {
     if let Some(named) = &args.copy {
         return if named.join(JOURNAL_FILE).exists() {
             Ok(Some(named.clone()))
@@ -61,7 +70,12 @@ fn copy_folder(args: &RecoverArgs, migration: &Migration, run: &RunFolder) -> Re
 
 /// Without a copy: the gateways say who owns which epoch, both sides are tried, and the engine begins the journal again from
 /// there, or refuses.
-async fn from_the_world(context: &Context<'_>, args: &RecoverArgs, path: &Path, run: &RunFolder) -> Result<Exit, CliError> {
+async fn from_the_world(
+    context: &Context<'_>,
+    args: &RecoverArgs,
+    path: &Path,
+    run: &RunFolder,
+) -> Result<Exit, CliError> {
     context.printer.talk("there is no copy of the journal; asking the gateways and both sides");
     let question = format!("Begin the journal of run {} again from what they say?", run.name());
     context.printer.confirm(&question, args.yes)?;
@@ -69,12 +83,19 @@ async fn from_the_world(context: &Context<'_>, args: &RecoverArgs, path: &Path, 
     put_aside(run)?;
     let (epoch, owner) = process::recover(context, run).await?;
     context.printer.line(&format!("run {} begins again at epoch {epoch}, owner {owner}", run.name()));
-    context.printer.hint(&format!("go on with `rehome apply --run {}`: what is equal already is kept", run.name()));
+    context
+        .printer
+        .hint(&format!("go on with `rehome apply --run {}`: what is equal already is kept", run.name()));
     Ok(Exit::Done)
 }
 
 /// The copy, its register, every gateway, and a harmless write on both sides of every part.
-async fn witnesses(context: &Context<'_>, migration: &Migration, copy: &Path, kept: &RunView) -> Result<Vec<Word>, CliError> {
+async fn witnesses(
+    context: &Context<'_>,
+    migration: &Migration,
+    copy: &Path,
+    kept: &RunView,
+) -> Result<Vec<Word>, CliError> {
     let mut words = vec![Word {
         witness: "journal copy".into(),
         epoch: Some(kept.epoch),
@@ -102,7 +123,8 @@ fn register(copy: &Path, kept: &RunView) -> Result<Option<Word>, CliError> {
     if !copy.join(DECISION_FILE).exists() {
         return Ok(None);
     }
-    let newest = Register::open(copy).and_then(|register| register.newest()).map_err(|error| journal_error(&error))?;
+    let newest =
+        Register::open(copy).and_then(|register| register.newest()).map_err(|error| journal_error(&error))?;
     Ok(newest.map(|decision| Word {
         witness: "register copy".into(),
         epoch: Some(decision.epoch).filter(|epoch| !kept.stage.in_switch() || *epoch <= kept.epoch),
@@ -150,7 +172,8 @@ fn agree(words: &[Word]) -> Result<(), CliError> {
     }
     let first = &words[0];
     let other = words.iter().find(|word| {
-        word.epoch.is_some_and(|epoch| Some(epoch) != first.epoch) || word.owner.is_some_and(|owner| Some(owner) != first.owner)
+        word.epoch.is_some_and(|epoch| Some(epoch) != first.epoch)
+            || word.owner.is_some_and(|owner| Some(owner) != first.owner)
     });
     match other {
         None => Ok(()),

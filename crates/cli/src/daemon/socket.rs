@@ -28,7 +28,12 @@ const IDLE_DEADLINE: Duration = Duration::from_secs(600);
 const MAX_LINE: u64 = 64 << 10;
 
 /// Listens until `stop` fires. A socket file left by a dead process is replaced; one that answers belongs to a living engine.
-pub async fn listen(path: &Path, secret: String, who: Arc<dyn Answering>, stop: CancellationToken) -> Result<(), CliError> {
+pub async fn listen(
+    path: &Path,
+    secret: String,
+    who: Arc<dyn Answering>,
+    stop: CancellationToken,
+) -> Result<(), CliError> {
     let (short, _folder) = reachable_socket(path).map_err(with_path(path))?;
     if UnixStream::connect(&short).await.is_ok() {
         return Err(CliError::failed(format!("another process answers on {}", path.display())));
@@ -77,7 +82,9 @@ async fn line(stream: &mut BufReader<UnixStream>, deadline: Duration) -> std::io
     if text.last() != Some(&b'\n') {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "line too long or torn"));
     }
-    String::from_utf8(text).map(Some).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+    String::from_utf8(text)
+        .map(Some)
+        .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
 }
 
 async fn say(stream: &mut BufReader<UnixStream>, value: &impl serde::Serialize) -> std::io::Result<()> {
@@ -88,9 +95,12 @@ async fn say(stream: &mut BufReader<UnixStream>, value: &impl serde::Serialize) 
 
 async fn converse(stream: UnixStream, secret: &str, who: &dyn Answering) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
-    let hello: Option<Hello> = line(&mut stream, HELLO_DEADLINE).await?.and_then(|text| serde_json::from_str(&text).ok());
+    let hello: Option<Hello> =
+        line(&mut stream, HELLO_DEADLINE).await?.and_then(|text| serde_json::from_str(&text).ok());
     let refusal = match &hello {
-        Some(hello) if hello.version != control::VERSION => Some((Refusal::BadVersion, "another version of the protocol")),
+        Some(hello) if hello.version != control::VERSION => {
+            Some((Refusal::BadVersion, "another version of the protocol"))
+        }
         // blake3's comparison takes the same time wherever the difference is.
         Some(hello) if blake3::hash(hello.secret.as_bytes()) == blake3::hash(secret.as_bytes()) => None,
         _ => Some((Refusal::BadSecret, "wrong secret")),
@@ -105,7 +115,11 @@ async fn converse(stream: UnixStream, secret: &str, who: &dyn Answering) -> std:
         } else {
             let reply = match serde_json::from_str::<Order>(&text) {
                 Ok(order) => who.order(order).await,
-                Err(error) => Reply::Refused { exit_code: 2, text: format!("not understood: {error}"), hints: Vec::new() },
+                Err(error) => Reply::Refused {
+                    exit_code: 2,
+                    text: format!("not understood: {error}"),
+                    hints: Vec::new(),
+                },
             };
             say(&mut stream, &reply).await?;
         }

@@ -20,7 +20,9 @@ pub enum Verb {
     Ping,
     /// End the engine in good order; the run goes on with the next one.
     Stop,
-    Give { command: Command },
+    Give {
+        command: Command,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

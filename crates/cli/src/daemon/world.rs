@@ -35,7 +35,12 @@ pub fn parts(
 }
 
 /// Everything an engine (or a guard that takes over) acts through.
-pub fn build(context: &Context<'_>, run: &RunFolder, migration: &Migration, extras: &Extras) -> Result<World, CliError> {
+pub fn build(
+    context: &Context<'_>,
+    run: &RunFolder,
+    migration: &Migration,
+    extras: &Extras,
+) -> Result<World, CliError> {
     let parts = parts(migration, &run.path.join("parts"), &commands::resolve, &extras.sabotage)?;
     let uses: BTreeMap<String, Vec<String>> =
         migration.services.iter().map(|service| (service.name.clone(), service.uses.clone())).collect();

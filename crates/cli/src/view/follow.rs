@@ -27,7 +27,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const GONE_AFTER: Duration = Duration::from_secs(6);
 
 pub fn journal_error(error: &rehome_journal::Error) -> CliError {
-    let exit = if matches!(error, rehome_journal::Error::NotFound(_)) { Exit::NotFound } else { Exit::Failed };
+    let exit =
+        if matches!(error, rehome_journal::Error::NotFound(_)) { Exit::NotFound } else { Exit::Failed };
     CliError::new(exit, error.to_string())
 }
 
@@ -39,7 +40,8 @@ pub async fn until(
     mut reached: impl FnMut(&RunView) -> bool,
 ) -> Result<Ended, CliError> {
     let mut reader = Reader::open(&run.path).map_err(|error| journal_error(&error))?;
-    let mut interrupted = signal(SignalKind::interrupt()).map_err(|error| CliError::failed(error.to_string()))?;
+    let mut interrupted =
+        signal(SignalKind::interrupt()).map_err(|error| CliError::failed(error.to_string()))?;
     let mut screen = Screen::default();
     let (mut told, mut silent) = (from, Duration::ZERO);
     if printer.json {
@@ -84,7 +86,8 @@ fn tell(printer: &Printer, reader: &Reader, told: u64) -> Result<u64, CliError> 
         told = last.seq;
         for record in &records {
             if printer.json {
-                let mut value = serde_json::to_value(record).map_err(|error| CliError::failed(error.to_string()))?;
+                let mut value =
+                    serde_json::to_value(record).map_err(|error| CliError::failed(error.to_string()))?;
                 if let Some(fields) = value.as_object_mut() {
                     fields.insert("type".into(), "event".into());
                     fields.insert("message".into(), lines::message(&record.event).into());

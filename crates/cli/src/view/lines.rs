@@ -91,16 +91,22 @@ fn switch(event: &Event) -> Option<String> {
             let proof = if *proved { "proved by refused writes" } else { "not proved" };
             format!("FENCED: the old owner refuses writes ({proof})")
         }
-        Event::Drained { changes, .. } => format!("DRAINED: {} last changes applied, marker seen", count(*changes)),
+        Event::Drained { changes, .. } => {
+            format!("DRAINED: {} last changes applied, marker seen", count(*changes))
+        }
         Event::Sealed { .. } => "SEALED: the way back is marked".into(),
-        Event::Decided { epoch, owner, why, .. } => format!("DECIDED: the {owner} owns epoch {epoch} ({why})"),
+        Event::Decided { epoch, owner, why, .. } => {
+            format!("DECIDED: the {owner} owns epoch {epoch} ({why})")
+        }
         Event::OwnerOpened { owner, .. } => format!("OPEN: the {owner} takes writes"),
         Event::WritesReleased { owner, pause_ms, .. } => match pause_ms {
             Some(ms) => format!("writes released to the {owner} after {}", span(*ms as f64 / 1e3)),
             None => format!("writes released to the {owner}"),
         },
         Event::ReverseFollowing { flow } => format!("following {flow}: the way back is ready"),
-        Event::SwitchAborted { why, .. } => format!("switch given up: {why}; nothing is lost, following goes on"),
+        Event::SwitchAborted { why, .. } => {
+            format!("switch given up: {why}; nothing is lost, following goes on")
+        }
         Event::SwitchReported { report } => outcome(report),
         _ => return None,
     })

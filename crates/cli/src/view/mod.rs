@@ -28,7 +28,9 @@ pub async fn http_status(url: &str, deadline: Duration) -> Result<u16, String> {
         let _ = http_body_util::Limited::new(answer.into_body(), 1 << 20).collect().await;
         Ok(status)
     };
-    tokio::time::timeout(deadline, asked).await.unwrap_or_else(|_| Err(format!("no answer within {} s", deadline.as_secs())))
+    tokio::time::timeout(deadline, asked)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {} s", deadline.as_secs())))
 }
 
 /// The innermost cause: "connection refused" says more than "client error".

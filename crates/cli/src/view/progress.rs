@@ -11,13 +11,18 @@ pub fn sink(printer: &Printer) -> Arc<Sink> {
         Form::Json
     } else if printer.live {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout_with_hz(10));
-        let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let style = ProgressStyle::with_template("{spinner} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner());
         bar.set_style(style);
         Form::Bar(bar)
     } else {
         Form::Lines
     };
-    Arc::new(Sink { form, begun: Instant::now(), last: Mutex::new(Last { shown: Instant::now(), rate: 0.0, bytes: 0, at: Instant::now() }) })
+    Arc::new(Sink {
+        form,
+        begun: Instant::now(),
+        last: Mutex::new(Last { shown: Instant::now(), rate: 0.0, bytes: 0, at: Instant::now() }),
+    })
 }
 
 #[derive(Debug)]
@@ -60,7 +65,13 @@ impl Sink {
 }
 
 impl Progress for Sink {
-    fn update(&self, done_objects: u64, done_bytes: u64, total_objects: Option<u64>, total_bytes: Option<u64>) {
+    fn update(
+        &self,
+        done_objects: u64,
+        done_bytes: u64,
+        total_objects: Option<u64>,
+        total_bytes: Option<u64>,
+    ) {
         let Ok(mut last) = self.last.lock() else { return };
         let now = Instant::now();
         if now - last.shown < self.interval() || self.begun.elapsed() < Duration::from_millis(250) {
@@ -71,10 +82,16 @@ impl Progress for Sink {
         (last.shown, last.bytes, last.at) = (now, done_bytes, now);
         let rate = last.rate;
         drop(last);
-        let left = total_bytes.filter(|_| rate > 0.0).map(|total| total.saturating_sub(done_bytes) as f64 / rate);
+        let left =
+            total_bytes.filter(|_| rate > 0.0).map(|total| total.saturating_sub(done_bytes) as f64 / rate);
         let of = total_objects.map(|total| format!(" of {}", count(total))).unwrap_or_default();
         let eta = left.map(|seconds| format!(", {} left", span(seconds))).unwrap_or_default();
-        let text = format!("{}{of} objects, {}, {}/s{eta}", count(done_objects), size(done_bytes), size(rate as u64));
+        let text = format!(
+            "{}{of} objects, {}, {}/s{eta}",
+            count(done_objects),
+            size(done_bytes),
+            size(rate as u64)
+        );
         match &self.form {
             Form::Bar(bar) => {
                 bar.set_message(text);

@@ -43,7 +43,10 @@ pub fn of(view: &RunView) -> Report<'_> {
 }
 
 pub fn seconds_per_phase(view: &RunView) -> BTreeMap<&'static str, f64> {
-    view.time_per_phase(view.updated_ms).into_iter().map(|(phase, ms)| (phase.name(), ms as f64 / 1e3)).collect()
+    view.time_per_phase(view.updated_ms)
+        .into_iter()
+        .map(|(phase, ms)| (phase.name(), ms as f64 / 1e3))
+        .collect()
 }
 
 pub fn show(printer: &Printer, view: &RunView) {
@@ -51,7 +54,14 @@ pub fn show(printer: &Printer, view: &RunView) {
         return printer.json(&of(view));
     }
     let bold = style::BOLD;
-    printer.line(&format!("{bold}{}{}: {} · owner {} · epoch {}", view.name, bold.render_reset(), view.phase, view.owner, view.epoch));
+    printer.line(&format!(
+        "{bold}{}{}: {} · owner {} · epoch {}",
+        view.name,
+        bold.render_reset(),
+        view.phase,
+        view.owner,
+        view.epoch
+    ));
     for part in &view.parts {
         let (kept, losses) =
             part.copied.as_ref().map_or((0, 0), |summary| (summary.kept, summary.losses.len() as u64));
@@ -83,7 +93,8 @@ pub fn show(printer: &Printer, view: &RunView) {
     }
     for report in &view.switches {
         printer.line(&format!("  {:<10} {}", format!("switch {}", report.attempt), lines::outcome(report)));
-        let states: Vec<String> = report.states.iter().map(|state| format!("{} {} ms", state.state, state.ms)).collect();
+        let states: Vec<String> =
+            report.states.iter().map(|state| format!("{} {} ms", state.state, state.ms)).collect();
         if !states.is_empty() {
             printer.line(&format!("             {}", states.join(" · ")));
         }
@@ -91,8 +102,10 @@ pub fn show(printer: &Printer, view: &RunView) {
             printer.line("             one writable side: not proven");
         }
     }
-    let phases: Vec<String> =
-        seconds_per_phase(view).into_iter().map(|(phase, seconds)| format!("{phase} {}", span(seconds))).collect();
+    let phases: Vec<String> = seconds_per_phase(view)
+        .into_iter()
+        .map(|(phase, seconds)| format!("{phase} {}", span(seconds)))
+        .collect();
     printer.line(&format!("  {:<10} {}", "time", phases.join(" · ")));
     if let Some(trouble) = &view.stuck {
         printer.line(&format!("  stuck at {}: {}", trouble.step, trouble.why));

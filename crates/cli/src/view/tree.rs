@@ -79,7 +79,8 @@ fn headline(view: &RunView, now_ms: i64) -> String {
 
 fn copy(view: &RunView) -> Vec<String> {
     let one = |part: &PartView| {
-        let (done, of) = (count(part.objects), part.total_objects.map(|total| format!(" of {}", count(total))));
+        let (done, of) =
+            (count(part.objects), part.total_objects.map(|total| format!(" of {}", count(total))));
         let mark = match (&part.copied, view.stage > Stage::Planned) {
             (Some(_), _) => Mark::Done,
             (None, true) => Mark::Going,
@@ -97,8 +98,13 @@ fn follow(view: &RunView) -> Vec<String> {
             return branch(Mark::Waiting, "follow", &part.name);
         };
         let lag = part.follow.lag_seconds.map_or_else(|| "unknown".to_owned(), span);
-        let behind = part.follow.backlog.map(|backlog| format!(", {} behind", count(backlog))).unwrap_or_default();
-        let text = format!("{}: {flow}, lag {lag}{behind}, {} changes applied", part.name, count(part.follow.changes_applied));
+        let behind =
+            part.follow.backlog.map(|backlog| format!(", {} behind", count(backlog))).unwrap_or_default();
+        let text = format!(
+            "{}: {flow}, lag {lag}{behind}, {} changes applied",
+            part.name,
+            count(part.follow.changes_applied)
+        );
         branch(if view.stage.is_final() { Mark::Done } else { Mark::Going }, "follow", &text)
     };
     view.parts.iter().map(one).collect()
@@ -108,10 +114,14 @@ fn verify(view: &RunView) -> String {
     match view.verified {
         None if view.stage == Stage::Streaming => branch(Mark::Going, "verify", "comparing both sides"),
         None => branch(Mark::Waiting, "verify", "an independent comparison of both sides"),
-        Some((compared, _, 0)) => branch(Mark::Done, "verify", &format!("{} objects compared, equal", count(compared))),
-        Some((compared, _, different)) => {
-            branch(Mark::Wrong, "verify", &format!("{} objects compared, {} differ", count(compared), count(different)))
+        Some((compared, _, 0)) => {
+            branch(Mark::Done, "verify", &format!("{} objects compared, equal", count(compared)))
         }
+        Some((compared, _, different)) => branch(
+            Mark::Wrong,
+            "verify",
+            &format!("{} objects compared, {} differ", count(compared), count(different)),
+        ),
     }
 }
 
@@ -119,9 +129,11 @@ fn reads(view: &RunView) -> String {
     let other = view.owner.other();
     let actual = view.services.iter().map(|service| service.weight_actual).max().unwrap_or(0);
     match view.stage {
-        Stage::ReadCanary => {
-            branch(Mark::Going, "reads", &format!("{} % wanted, {actual} % actual to the {other}", view.read_percent))
-        }
+        Stage::ReadCanary => branch(
+            Mark::Going,
+            "reads",
+            &format!("{} % wanted, {actual} % actual to the {other}", view.read_percent),
+        ),
         stage if stage < Stage::ReadCanary => branch(Mark::Waiting, "reads", "a growing share to the target"),
         _ => branch(Mark::Done, "reads", &format!("all from the {}", view.owner)),
     }
@@ -159,8 +171,13 @@ fn soak(view: &RunView, now_ms: i64) -> String {
     let Some(since) = view.switched_at_ms.filter(|_| !view.stage.in_switch()) else {
         return branch(Mark::Waiting, "soak", "the way back stays ready until you say `complete`");
     };
-    let lag = view.parts.iter().map(|part| part.follow.lag_seconds).try_fold(0f64, |most, lag| lag.map(|lag| most.max(lag)));
-    let ready = lag.map_or_else(|| "not ready: lag unknown".to_owned(), |lag| format!("ready: lag {}", span(lag)));
+    let lag = view
+        .parts
+        .iter()
+        .map(|part| part.follow.lag_seconds)
+        .try_fold(0f64, |most, lag| lag.map(|lag| most.max(lag)));
+    let ready =
+        lag.map_or_else(|| "not ready: lag unknown".to_owned(), |lag| format!("ready: lag {}", span(lag)));
     let back = if view.owner == Side::Target { "reverse" } else { "switch" };
     let text = format!("{}, {back} {ready}", span((now_ms - since).max(0) as f64 / 1e3));
     branch(if view.stage.is_final() { Mark::Done } else { Mark::Going }, "soak", &text)
@@ -168,7 +185,11 @@ fn soak(view: &RunView, now_ms: i64) -> String {
 
 fn traffic(service: &ServiceView) -> String {
     let failed = service.source_failed + service.target_failed + service.refused;
-    let failed = if failed == 0 { "0 failed".to_owned() } else { paint(style::BAD, &format!("{} failed", count(failed))) };
+    let failed = if failed == 0 {
+        "0 failed".to_owned()
+    } else {
+        paint(style::BAD, &format!("{} failed", count(failed)))
+    };
     format!(
         "   {}: {} requests to the source, {} to the target, {failed}, {} writes",
         paint(style::BOLD, &service.name),

@@ -9,7 +9,10 @@ fn compare(file: &str, command: &str) {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(file);
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept.trim_end() == ran.stdout.trim_end(), "docs/{file} is out of date: `rehome {command} > docs/{file}`");
+    assert!(
+        kept.trim_end() == ran.stdout.trim_end(),
+        "docs/{file} is out of date: `rehome {command} > docs/{file}`"
+    );
 }
 
 #[test]
@@ -32,5 +35,7 @@ fn completions_and_man_pages_can_be_made() {
     }
     let ran = place.run(&["man", "pages"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert!(place.path("pages").join("rehome-switch.1").exists() || place.path("pages").join("rehome.1").exists());
+    assert!(
+        place.path("pages").join("rehome-switch.1").exists() || place.path("pages").join("rehome.1").exists()
+    );
 }

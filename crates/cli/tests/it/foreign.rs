@@ -24,7 +24,8 @@ impl Drop for Server {
 
 impl Server {
     fn start(mut command: Command, marker: &'static str) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (found, addresses) = mpsc::channel();
         let outputs: [Box<dyn Read + Send>; 2] =
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
@@ -40,14 +41,25 @@ impl Server {
                 }
             });
         }
-        let address = addresses.recv_timeout(Duration::from_secs(120)).expect("the server says where it listens");
+        let address =
+            addresses.recv_timeout(Duration::from_secs(120)).expect("the server says where it listens");
         Self { child, address }
     }
 
     fn rclone(folder: &Path) -> Option<Self> {
         let mut command = Command::new(tool("rclone")?);
         command
-            .args(["serve", "s3", "--addr", "127.0.0.1:0", "--config", "/dev/null", "--log-level", "INFO", "--auth-key"])
+            .args([
+                "serve",
+                "s3",
+                "--addr",
+                "127.0.0.1:0",
+                "--config",
+                "/dev/null",
+                "--log-level",
+                "INFO",
+                "--auth-key",
+            ])
             .arg(format!("{},{}", KEYS.0, KEYS.1))
             .arg(folder);
         Some(Self::start(command, "Starting s3 server on ["))
@@ -98,19 +110,35 @@ fn a_real_tree_into_rclones_server_and_through_moto_back() {
     std::fs::create_dir_all(store.join("docs")).unwrap();
     let (Some(rclone), Some(moto)) = (Server::rclone(&store), Server::moto()) else { return };
     let tree = real_tree();
-    let copied = rehome(&place, &["copy", tree.to_str().unwrap(), "s3://docs", "--target-endpoint", &rclone.address, "--json"]);
+    let copied = rehome(
+        &place,
+        &["copy", tree.to_str().unwrap(), "s3://docs", "--target-endpoint", &rclone.address, "--json"],
+    );
     // Symbolic links are listed as not carried, never followed and never silent.
     assert!([0, 10].contains(&copied.code), "{}", copied.stderr);
     assert!(copied.last_json()["objects"].as_u64().unwrap() > 500);
     rclone_agrees(&tree, &rclone, "docs");
-    let second = rehome(&place, &["copy", tree.to_str().unwrap(), "s3://docs", "--target-endpoint", &rclone.address, "--json"]);
+    let second = rehome(
+        &place,
+        &["copy", tree.to_str().unwrap(), "s3://docs", "--target-endpoint", &rclone.address, "--json"],
+    );
     assert_eq!(second.last_json()["objects"], 0, "a second copy does nothing: {}", second.stdout);
 
     // From one server into the other: a part of it, moto being slow.
     let part = "s3://docs/perl";
     let over = rehome(
         &place,
-        &["copy", part, "s3://second", "--source-endpoint", &rclone.address, "--target-endpoint", &moto.address, "--verify", "--json"],
+        &[
+            "copy",
+            part,
+            "s3://second",
+            "--source-endpoint",
+            &rclone.address,
+            "--target-endpoint",
+            &moto.address,
+            "--verify",
+            "--json",
+        ],
     );
     assert!([0, 10].contains(&over.code), "{}\n{}", over.stdout, over.stderr);
     assert_eq!(over.last_json()["verification"]["differences_total"], 0, "{}", over.stdout);
@@ -124,7 +152,16 @@ fn a_killed_copy_goes_on_where_it_was() {
     std::fs::create_dir_all(store.join("docs")).unwrap();
     let Some(server) = Server::rclone(&store) else { return };
     let tree = real_tree();
-    let arguments = ["copy", tree.to_str().unwrap(), "s3://docs", "--target-endpoint", &server.address, "--json", "--concurrency", "4"];
+    let arguments = [
+        "copy",
+        tree.to_str().unwrap(),
+        "s3://docs",
+        "--target-endpoint",
+        &server.address,
+        "--json",
+        "--concurrency",
+        "4",
+    ];
     let mut command = place.command(&arguments);
     command.env("AWS_ACCESS_KEY_ID", KEYS.0).env("AWS_SECRET_ACCESS_KEY", KEYS.1);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -141,7 +178,8 @@ fn a_killed_copy_goes_on_where_it_was() {
 }
 
 fn walk(folder: &Path) -> usize {
-    let entries = std::fs::read_dir(folder).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    let entries =
+        std::fs::read_dir(folder).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
     entries.iter().map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { 1 }).sum()
 }
 
@@ -152,7 +190,8 @@ fn a_migration_between_foreign_servers() {
     let store = place.path("store");
     std::fs::create_dir_all(store.join("media")).unwrap();
     for number in 0..60 {
-        std::fs::write(store.join(format!("media/file {number:02} + ü.txt")), format!("content {number}")).unwrap();
+        std::fs::write(store.join(format!("media/file {number:02} + ü.txt")), format!("content {number}"))
+            .unwrap();
     }
     let (Some(rclone), Some(moto)) = (Server::rclone(&store), Server::moto()) else { return };
     let keys = "access_key = \"env:AWS_ACCESS_KEY_ID\", secret_key = \"env:AWS_SECRET_ACCESS_KEY\", region = \"us-east-1\"";

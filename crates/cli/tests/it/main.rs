@@ -1,5 +1,7 @@
 //! The command line as a user meets it: stdout, stderr and exit status of the real binary, with real servers behind it.
 
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on ends, and says why")]
+
 mod bad_input;
 mod crash;
 mod demo;

@@ -41,7 +41,11 @@ impl FromStr for Mischief {
             "both-kill" => Victim::Both,
             "gateway-kill" => Victim::Gateway,
             "engine-stop" => Victim::EngineStopped,
-            other => return Err(format!("`{other}` is none of engine-kill, guard-kill, both-kill, gateway-kill, engine-stop")),
+            other => {
+                return Err(format!(
+                    "`{other}` is none of engine-kill, guard-kill, both-kill, gateway-kill, engine-stop"
+                ));
+            }
         };
         Ok(Self { victim, state: state.to_uppercase() })
     }
@@ -52,7 +56,12 @@ const LOOK: Duration = Duration::from_millis(2);
 const STOPPED_FOR: Duration = Duration::from_secs(5);
 
 /// Waits for the state, then does it, once.
-pub fn watch(mischief: Mischief, run: RunFolder, gateway: Arc<GatewayProcess>, home: PathBuf) -> JoinHandle<()> {
+pub fn watch(
+    mischief: Mischief,
+    run: RunFolder,
+    gateway: Arc<GatewayProcess>,
+    home: PathBuf,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let view = state_entered(&run, &mischief.state).await;
         let (engine, guard) = (engine_pid(&view), guard_pid(&view));

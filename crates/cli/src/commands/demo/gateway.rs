@@ -19,7 +19,12 @@ pub struct GatewayProcess {
 const READY: Duration = Duration::from_secs(30);
 
 impl GatewayProcess {
-    pub async fn start(home: PathBuf, migration_file: PathBuf, sabotage: &[String], keep: bool) -> Result<Self, CliError> {
+    pub async fn start(
+        home: PathBuf,
+        migration_file: PathBuf,
+        sabotage: &[String],
+        keep: bool,
+    ) -> Result<Self, CliError> {
         // The others are the engine's or the parts'.
         let its_own = |name: &&String| name.starts_with("release-");
         let sabotage = sabotage.iter().filter(its_own).cloned().collect();
@@ -34,7 +39,8 @@ impl GatewayProcess {
         let folder = self.migration_file.parent().unwrap_or(Path::new("."));
         let (ready, log) = (folder.join("gateway.ready"), folder.join("gateway.log"));
         let _ = std::fs::remove_file(&ready);
-        let errors = std::fs::File::options().create(true).append(true).open(&log).map_err(with_path(&log))?;
+        let errors =
+            std::fs::File::options().create(true).append(true).open(&log).map_err(with_path(&log))?;
         let mut child = Command::new(&rehome)
             .arg("--state")
             .arg(&self.home)
@@ -56,10 +62,16 @@ impl GatewayProcess {
         let begun = Instant::now();
         while !ready.exists() {
             if let Ok(Some(status)) = child.try_wait() {
-                return Err(CliError::failed(format!("the gateway ended at once ({status}); see {}", log.display())));
+                return Err(CliError::failed(format!(
+                    "the gateway ended at once ({status}); see {}",
+                    log.display()
+                )));
             }
             if begun.elapsed() > READY {
-                return Err(CliError::failed(format!("the gateway is not ready after {} s", READY.as_secs())));
+                return Err(CliError::failed(format!(
+                    "the gateway is not ready after {} s",
+                    READY.as_secs()
+                )));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

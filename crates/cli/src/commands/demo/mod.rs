@@ -72,13 +72,18 @@ pub async fn run(context: &Context<'_>, args: &DemoArgs) -> Result<Exit, CliErro
     let folder = match &args.keep {
         Some(folder) => {
             if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
-                return Err(CliError::failed(format!("{} is not empty", folder.display())).hint("name a new folder"));
+                return Err(
+                    CliError::failed(format!("{} is not empty", folder.display())).hint("name a new folder")
+                );
             }
             std::fs::create_dir_all(folder).map_err(with_path(folder))?;
             std::path::absolute(folder).map_err(with_path(folder))?
         }
         None => {
-            scratch = tempfile::Builder::new().prefix("rehome-demo-").tempdir().map_err(with_path(Path::new("/tmp")))?;
+            scratch = tempfile::Builder::new()
+                .prefix("rehome-demo-")
+                .tempdir()
+                .map_err(with_path(Path::new("/tmp")))?;
             scratch.path().to_owned()
         }
     };
@@ -106,8 +111,13 @@ impl<'a> Show<'a> {
         };
         let world = World::start(&config).await.map_err(|error| CliError::failed(error.to_string()))?;
         let home = folder.join("state");
-        let gateway = GatewayProcess::start(home, world.migration_file.clone(), &args.instruments.sabotage, args.keep.is_some())
-            .await?;
+        let gateway = GatewayProcess::start(
+            home,
+            world.migration_file.clone(),
+            &args.instruments.sabotage,
+            args.keep.is_some(),
+        )
+        .await?;
         Ok(Self { context, args, folder, world, gateway: Arc::new(gateway) })
     }
 
@@ -141,7 +151,12 @@ impl<'a> Show<'a> {
         }
         verdicts.push(self.judge(&logs, &straggler).await?);
         let view = self.view()?;
-        let seen = summary::Seen { logs: &logs, straggler: &straggler, verdicts: &verdicts, unproved: self.unproved()? };
+        let seen = summary::Seen {
+            logs: &logs,
+            straggler: &straggler,
+            verdicts: &verdicts,
+            unproved: self.unproved()?,
+        };
         let summary = summary::of(args, &view, &seen, &self.world.manifest);
         summary::show(self.context.printer, &summary, &view, &seen);
         Ok(summary::exit(&summary, exit))
@@ -165,7 +180,13 @@ impl<'a> Show<'a> {
 
     fn straggler(&self) -> Result<Load, CliError> {
         let (writers, rate) = (1, 10.0);
-        let config = LoadConfig { gateway: self.world.source.shop, readers: 0, writers, rate, ..self.traffic("straggler") };
+        let config = LoadConfig {
+            gateway: self.world.source.shop,
+            readers: 0,
+            writers,
+            rate,
+            ..self.traffic("straggler")
+        };
         let log = config.log.clone();
         Load::start(config).map_err(with_path(&log))
     }
@@ -198,7 +219,9 @@ impl<'a> Show<'a> {
         let last = reader.refresh().map_err(|error| journal_error(&error))?.last_seq;
         let records = reader.events_since(0, last as usize).map_err(|error| journal_error(&error))?;
         let unproved = records.into_iter().filter_map(|record| match record.event {
-            Event::Fenced { proved: false, .. } => Some("fence-not-proved: no write was seen to be refused".to_owned()),
+            Event::Fenced { proved: false, .. } => {
+                Some("fence-not-proved: no write was seen to be refused".to_owned())
+            }
             Event::Drained { marker_seen: false, .. } => {
                 Some("marker-not-seen: the drain was believed without its marker".to_owned())
             }
@@ -229,7 +252,8 @@ impl<'a> Show<'a> {
         first.extend(instruments.fault.iter().map(|fault| format!("--fault={fault}")));
         first.extend(instruments.guard_fault.iter().map(|fault| format!("--guard-fault={fault}")));
         let mut again = vec!["apply".to_owned(), "--yes".to_owned()];
-        let sabotage: Vec<String> = instruments.sabotage.iter().map(|name| format!("--sabotage={name}")).collect();
+        let sabotage: Vec<String> =
+            instruments.sabotage.iter().map(|name| format!("--sabotage={name}")).collect();
         first.extend(sabotage.clone());
         again.extend(sabotage);
         self.until(Side::Target, &first, &again).await
@@ -255,7 +279,9 @@ impl<'a> Show<'a> {
                 return Ok(Exit::Stuck);
             }
         }
-        self.context.printer.talk(&format!("the {owner} does not own the shop after five attempts (last exit {code:?})"));
+        self.context
+            .printer
+            .talk(&format!("the {owner} does not own the shop after five attempts (last exit {code:?})"));
         Ok(Exit::Failed)
     }
 
@@ -270,13 +296,20 @@ impl<'a> Show<'a> {
         let view = self.view()?;
         let (owner, mut owners) = match view.owner {
             Side::Source => (&self.world.source, vec![self.world.source.name.clone()]),
-            Side::Target => (&self.world.target, vec![self.world.source.name.clone(), self.world.target.name.clone()]),
+            Side::Target => {
+                (&self.world.target, vec![self.world.source.name.clone(), self.world.target.name.clone()])
+            }
         };
         if view.owner == Side::Source && view.switches.iter().any(|report| report.owner == Side::Target) {
-            owners = vec![self.world.source.name.clone(), self.world.target.name.clone(), self.world.source.name.clone()];
+            owners = vec![
+                self.world.source.name.clone(),
+                self.world.target.name.clone(),
+                self.world.source.name.clone(),
+            ];
         }
         let bucket = owner.bucket().ok_or_else(|| CliError::failed("the demo lost its own keys"))?;
-        let failed = |what: &str, error: String| CliError::failed(format!("the checker cannot read {what}: {error}"));
+        let failed =
+            |what: &str, error: String| CliError::failed(format!("the checker cannot read {what}: {error}"));
         let evidence = oracle::gather(&bucket, &self.world.manifest, &[".rehome/".to_owned()])
             .await
             .map_err(|error| failed("the owner's bucket", error.to_string()))?;
@@ -292,7 +325,10 @@ impl<'a> Show<'a> {
     async fn close(self, well: bool) {
         let printer = self.context.printer;
         if let Some(folder) = &self.args.keep {
-            printer.talk(&format!("kept: both clouds, the gateway and the engine go on; everything is below {}", folder.display()));
+            printer.talk(&format!(
+                "kept: both clouds, the gateway and the engine go on; everything is below {}",
+                folder.display()
+            ));
             for process in &self.world.processes {
                 printer.talk(&format!("  {:<10} pid {}", process.name, process.pid().unwrap_or_default()));
             }

@@ -95,7 +95,9 @@ pub fn of(args: &DemoArgs, view: &RunView, seen: &Seen<'_>, manifest: &Manifest)
         floor_pause_ms: switch.map_or(0.0, |report| report.floor_ms),
         round_trips,
         round_trip_ms,
-        allowed_pause_ms: prediction.in_flight_ms + f64::from(round_trips) * round_trip_ms.max(args.rtt as f64) + 150.0,
+        allowed_pause_ms: prediction.in_flight_ms
+            + f64::from(round_trips) * round_trip_ms.max(args.rtt as f64)
+            + 150.0,
         one_writable_side_proved: switch.is_some_and(|report| report.one_writable_side_proved),
         switches: view.switches.len(),
         seconds_per_phase: report::seconds_per_phase(view),
@@ -127,16 +129,23 @@ pub fn show(printer: &Printer, summary: &Summary, view: &RunView, seen: &Seen<'_
         return printer.json(summary);
     }
     let (bold, good, bad) = (style::BOLD, style::GOOD, style::BAD);
-    let say = |name: &str, text: String| printer.line(&format!("  {bold}{name:<9}{} {text}", bold.render_reset()));
+    let say =
+        |name: &str, text: String| printer.line(&format!("  {bold}{name:<9}{} {text}", bold.render_reset()));
     let zero = |number: u64| {
         let color = if number == 0 { good } else { bad };
         format!("{color}{}{}", count(number), color.render_reset())
     };
     printer.line("");
     say("moved", format!("{} objects, {}", count(summary.objects), size(summary.bytes)));
-    let by: Vec<String> =
-        summary.requests_by_cloud.iter().map(|(cloud, requests)| format!("{} by {cloud}", count(*requests))).collect();
-    say("requests", format!("{} ({}), {} failed", count(summary.requests), by.join(", "), zero(summary.requests_failed)));
+    let by: Vec<String> = summary
+        .requests_by_cloud
+        .iter()
+        .map(|(cloud, requests)| format!("{} by {cloud}", count(*requests)))
+        .collect();
+    say(
+        "requests",
+        format!("{} ({}), {} failed", count(summary.requests), by.join(", "), zero(summary.requests_failed)),
+    );
     say(
         "writes",
         format!(
@@ -156,15 +165,39 @@ pub fn show(printer: &Printer, summary: &Summary, view: &RunView, seen: &Seen<'_
         ),
     );
     let compared = verdicts.last().map_or(0, |verdict| verdict.objects_compared);
-    say("checked", format!("{} objects byte by byte, {} stale reads after own writes", count(compared), zero(summary.read_your_writes_violations)));
+    say(
+        "checked",
+        format!(
+            "{} objects byte by byte, {} stale reads after own writes",
+            count(compared),
+            zero(summary.read_your_writes_violations)
+        ),
+    );
     for report in &view.switches {
         say("switch", lines::outcome(report));
     }
-    say("clients", format!("longest write {}, writes p99 {}", span(summary.longest_write_ms / 1e3), span(worst_p99(logs) / 1e3)));
-    let phases: Vec<String> = summary.seconds_per_phase.iter().map(|(phase, seconds)| format!("{phase} {}", span(*seconds))).collect();
+    say(
+        "clients",
+        format!(
+            "longest write {}, writes p99 {}",
+            span(summary.longest_write_ms / 1e3),
+            span(worst_p99(logs) / 1e3)
+        ),
+    );
+    let phases: Vec<String> = summary
+        .seconds_per_phase
+        .iter()
+        .map(|(phase, seconds)| format!("{phase} {}", span(*seconds)))
+        .collect();
     say("time", phases.join(" · "));
     for failure in logs.iter().flat_map(|log| &log.failures).take(5) {
-        printer.line(&format!("  {bad}failed{} {} of {}: {}", bad.render_reset(), failure.request, failure.client, failure.why));
+        printer.line(&format!(
+            "  {bad}failed{} {} of {}: {}",
+            bad.render_reset(),
+            failure.request,
+            failure.client,
+            failure.why
+        ));
     }
     for finding in summary.findings.iter().take(20) {
         printer.line(&format!("  {bad}finding{} {finding}", bad.render_reset()));
