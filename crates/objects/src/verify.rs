@@ -241,20 +241,25 @@ pub(crate) async fn changed_since(
     after: u64,
 ) -> Result<Option<HashSet<String>>> {
     let retry = mover.settings.retry;
-    let head = retry.run(|| feed.head()).await?;
     let mut keys = HashSet::new();
     let mut position = after;
-    while position < head {
+    let mut head = None;
+    loop {
         let page = retry.run(|| feed.changes(position, 1_000, Duration::ZERO)).await?;
         let Some(page) = page else { return Ok(None) };
-        if page.position <= position {
+        // What was written after the first answer is for the next comparison.
+        let head = *head.get_or_insert(page.head);
+        if page.position <= position && position < head {
             let text = format!("the change feed ends at {position}, before its head {head}");
             return Err(Error::permanent(ErrorKind::Corrupt, text));
         }
-        position = page.position;
+        position = position.max(page.position);
         keys.extend(page.changes.into_iter().map(|change| change.key).filter(|key| !is_reserved(key)));
         if keys.len() > CHANGED_KEYS {
             return Ok(None);
+        }
+        if position >= head {
+            break;
         }
     }
     Ok(Some(keys))
@@ -365,13 +370,27 @@ impl<'a> Verifying<'a> {
         while !self.tasks.is_empty() {
             self.end_look().await?;
         }
+        let (mover, flow, motion, stop) = (self.mover, self.flow, self.motion, self.stop);
+        let at_once = mover.settings.concurrency.max(1);
+        let mut looks = futures::stream::iter(std::mem::take(&mut self.candidates))
+            .map(|key| again(mover, flow, motion, stop, key))
+            .buffer_unordered(at_once);
         let mut told = Vec::new();
-        for key in std::mem::take(&mut self.candidates) {
-            if self.stop.is_cancelled() {
-                return Err(Error::cancelled());
+        while let Some(settled) = looks.next().await {
+            match settled? {
+                Settled::Equal(size) => self.equal(size),
+                Settled::Moving => self.result.in_motion += 1,
+                Settled::Different(finding) => {
+                    self.result.compared += 1;
+                    self.result.differences_total += 1;
+                    // The worst first, and bounded: some of each kind are enough.
+                    if told.len() < DIFFERENCES_TOLD * 2 {
+                        told.push(finding);
+                    }
+                }
             }
-            self.again(key, &mut told).await?;
         }
+        drop(looks);
         told.sort_by_key(|finding: &Finding| finding.id == "target-extra");
         told.truncate(DIFFERENCES_TOLD);
         self.result.differences = told;
@@ -383,32 +402,41 @@ impl<'a> Verifying<'a> {
         );
         Ok(std::mem::take(&mut self.result))
     }
+}
 
-    async fn again(&mut self, key: String, told: &mut Vec<Finding>) -> Result<()> {
-        let mut before = look(self.mover, self.flow, &key).await?;
-        for _ in 0..LOOKS {
-            if before.is_equal {
-                self.equal(before.from.map_or(0, |from| from.size));
-                return Ok(());
-            }
-            if self.motion.is_moving(before.from.as_ref()).await? {
-                break;
-            }
-            let now = look(self.mover, self.flow, &key).await?;
-            if !now.is_equal && now.same_versions(&before) {
-                self.result.compared += 1;
-                self.result.differences_total += 1;
-                // The worst first, and bounded: some of each kind are enough.
-                if told.len() < DIFFERENCES_TOLD * 2 {
-                    told.push(difference(self.flow, &key, &now));
-                }
-                return Ok(());
-            }
-            before = now;
+/// What a candidate turned out to be.
+enum Settled {
+    Equal(u64),
+    Different(Finding),
+    Moving,
+}
+
+/// Looks at one key until it is equal, stays different, or is found to be moving.
+async fn again(
+    mover: &Mover,
+    flow: Flow,
+    motion: &dyn Motion,
+    stop: &CancellationToken,
+    key: String,
+) -> Result<Settled> {
+    let mut before = look(mover, flow, &key).await?;
+    for _ in 0..LOOKS {
+        if stop.is_cancelled() {
+            return Err(Error::cancelled());
         }
-        self.result.in_motion += 1;
-        Ok(())
+        if before.is_equal {
+            return Ok(Settled::Equal(before.from.map_or(0, |from| from.size)));
+        }
+        if motion.is_moving(before.from.as_ref()).await? {
+            break;
+        }
+        let now = look(mover, flow, &key).await?;
+        if !now.is_equal && now.same_versions(&before) {
+            return Ok(Settled::Different(difference(flow, &key, &now)));
+        }
+        before = now;
     }
+    Ok(Settled::Moving)
 }
 
 fn difference(flow: Flow, key: &str, look: &Look) -> Finding {
