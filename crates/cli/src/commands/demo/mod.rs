@@ -9,7 +9,7 @@ use super::Context;
 use super::apply::Instruments;
 use crate::exit::{CliError, Exit, with_path};
 use crate::paths::RunFolder;
-use crate::view::follow::journal_error;
+use crate::view::follow::{self, journal_error};
 use clap::Args;
 use faults::Mischief;
 use gateway::GatewayProcess;
@@ -21,7 +21,7 @@ use rehome_testkit::world::{SwitchTimes, World, WorldConfig};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::process::Command;
 
 /// Move a running shop between two clouds on this machine, and prove that nothing was lost
@@ -131,7 +131,7 @@ impl<'a> Show<'a> {
         });
         self.rehome(&["plan", "-o", &self.path("plan.json")], true).await?;
         let switched = self.apply().await?;
-        self.soak().await;
+        self.soak().await?;
         let straggler = straggler.stop().await;
         let mut logs = Vec::new();
         let mut exit = switched;
@@ -143,7 +143,7 @@ impl<'a> Show<'a> {
             verdicts.push(self.judge(&logs, &straggler).await?);
             load = self.load("after")?;
             exit = self.reverse().await?;
-            self.soak().await;
+            self.soak().await?;
         }
         logs.push(load.stop().await);
         if let Some(mischief) = mischief {
@@ -285,10 +285,16 @@ impl<'a> Show<'a> {
         Ok(Exit::Failed)
     }
 
-    /// Goes on for a while after a switch, until the way back is followed closely.
-    async fn soak(&self) {
+    /// Goes on for a while after a switch; on a terminal the tree stays in sight.
+    async fn soak(&self) -> Result<(), CliError> {
         let least = Duration::from_millis(self.args.duration * 1_000 / 4);
-        tokio::time::sleep(least).await;
+        if self.context.printer.live {
+            let begun = Instant::now();
+            follow::until(self.context.printer, &self.run_folder(), 0, |_| begun.elapsed() >= least).await?;
+        } else {
+            tokio::time::sleep(least).await;
+        }
+        Ok(())
     }
 
     /// Asks the checker about the owner of now.
