@@ -70,7 +70,13 @@ pub(crate) fn is_set(mover: &Mover, side: Side) -> Result<bool> {
 }
 
 /// Closes `side`. Calling it again closes it again from what was remembered the first time.
-pub(crate) async fn close(mover: &Mover, means: &FenceMeans, side: Side) -> Result<()> {
+/// `former` is the policy as it was read a moment ago, if it was.
+pub(crate) async fn close(
+    mover: &Mover,
+    means: &FenceMeans,
+    side: Side,
+    former: Option<Option<String>>,
+) -> Result<()> {
     match means {
         FenceMeans::None => return Ok(()),
         FenceMeans::Policy { source_principal, target_principal } => {
@@ -78,7 +84,7 @@ pub(crate) async fn close(mover: &Mover, means: &FenceMeans, side: Side) -> Resu
                 Side::Source => source_principal,
                 Side::Target => target_principal,
             };
-            close_by_policy(mover, side, principal.as_deref()).await?;
+            close_by_policy(mover, side, principal.as_deref(), former).await?;
         }
         FenceMeans::Command { close, .. } => {
             mover.state.set_fact(&fact(side), "{\"policy\":null}")?;
@@ -116,7 +122,12 @@ pub(crate) async fn open(mover: &Mover, means: &FenceMeans, side: Side) -> Resul
     mover.state.forget_fact(&fact(side))
 }
 
-async fn close_by_policy(mover: &Mover, side: Side, principal: Option<&str>) -> Result<()> {
+async fn close_by_policy(
+    mover: &Mover,
+    side: Side,
+    principal: Option<&str>,
+    former: Option<Option<String>>,
+) -> Result<()> {
     let retry = mover.settings.retry;
     let store = mover.store(side);
     let principal = principal.ok_or_else(|| {
@@ -133,7 +144,11 @@ async fn close_by_policy(mover: &Mover, side: Side, principal: Option<&str>) -> 
         Some(text) => serde_json::from_str::<Before>(&text)
             .map_err(|e| Error::permanent(ErrorKind::Corrupt, format!("the remembered policy: {e}")))?,
         None => {
-            let before = Before { policy: retry.run(|| store.policy()).await.map_err(|e| e.on(side))? };
+            let policy = match former {
+                Some(policy) => policy,
+                None => retry.run(|| store.policy()).await.map_err(|e| e.on(side))?,
+            };
+            let before = Before { policy };
             let text = serde_json::to_string(&before).map_err(|e| {
                 Error::permanent(ErrorKind::Other, format!("cannot remember the policy: {e}"))
             })?;

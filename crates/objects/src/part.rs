@@ -19,12 +19,18 @@ use rehome_part::{
     Follows, Marker, Part, Position, Progress, Result, Scope, Seal, Side, Verification,
 };
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How often a drain looks at the position, and at the marker once the position is covered.
-const DRAIN_LOOK: Duration = Duration::from_millis(5);
+/// How often a drain looks at what our follower wrote down; no call to a side.
+const DRAIN_LOOK: Duration = Duration::from_millis(2);
+/// How often it looks for the marker on the other side without having been told that it was carried there.
+const MARKER_LOOK: Duration = Duration::from_millis(200);
+/// Connections opened to each side before a switch.
+const WARM_CONNECTIONS: usize = 16;
+/// A policy that was read longer ago is read again.
+const FORMER_POLICY_AGE: Duration = Duration::from_secs(10);
 const COPIED_ONCE: &str = "copied-once";
 const CREATED: &str = "created-target";
 
@@ -62,6 +68,15 @@ pub struct ObjectsPart {
     mover: Arc<Mover>,
     stores: Stores,
     fence: FenceMeans,
+    /// The policy of the side that is to be closed next, and when it was read.
+    former: Mutex<Option<Former>>,
+}
+
+#[derive(Debug)]
+struct Former {
+    side: Side,
+    policy: Option<String>,
+    read: Instant,
 }
 
 impl ObjectsPart {
@@ -79,7 +94,7 @@ impl ObjectsPart {
         let file = format!("objects-{name}.sqlite");
         let (source, target) = (Arc::clone(&stores.source), Arc::clone(&stores.target));
         let mover = Mover::new(source, target, settings, state_dir, &file)?;
-        Ok(Self { name: name.into(), mover: Arc::new(mover), stores, fence })
+        Ok(Self { name: name.into(), mover: Arc::new(mover), stores, fence, former: Mutex::default() })
     }
 
     /// The feed of the side a flow comes from.
@@ -104,6 +119,38 @@ impl ObjectsPart {
     async fn feed_head(&self, flow: Flow, feed: &Arc<dyn Feed>) -> Result<Position> {
         let head = self.mover.settings.retry.run(|| feed.head()).await.map_err(|e| e.on(flow.from()))?;
         Ok(Place::Feed(head).position())
+    }
+
+    /// Opens connections with calls that change nothing; what fails here fails again, and is told, when it is needed.
+    async fn open_connections(&self, side: Side) {
+        let store = self.mover.store(side);
+        let looks = (0..self.mover.settings.concurrency.min(WARM_CONNECTIONS))
+            .map(|_| async move { store.head(".rehome/distance").await.map(drop) });
+        let feed = async {
+            match self.feed(Flow::leaving(side)) {
+                Some(feed) => feed.head().await.map(drop),
+                None => Ok(()),
+            }
+        };
+        let (looks, _, feed) = tokio::join!(futures::future::join_all(looks), self.probe(side), feed);
+        if let Some(error) = looks.into_iter().chain([feed]).find_map(Result::err) {
+            tracing::debug!(%side, %error, "a connection could not be opened beforehand");
+        }
+    }
+
+    async fn remember_policy(&self, side: Side) {
+        if !matches!(self.fence, FenceMeans::Policy { .. }) {
+            return;
+        }
+        if let Ok(policy) = self.mover.store(side).policy().await {
+            let former = Former { side, policy, read: Instant::now() };
+            *self.former.lock().unwrap_or_else(PoisonError::into_inner) = Some(former);
+        }
+    }
+
+    fn former_policy(&self, side: Side) -> Option<Option<String>> {
+        let former = self.former.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        (former.side == side && former.read.elapsed() <= FORMER_POLICY_AGE).then_some(former.policy)
     }
 
     async fn remove_reserved(&self, side: Side) -> Result<()> {
@@ -288,6 +335,16 @@ impl Part for ObjectsPart {
         }
     }
 
+    async fn warm(&self, flow: Flow) -> Result<()> {
+        tokio::join!(
+            self.remember_policy(flow.from()),
+            self.open_connections(flow.from()),
+            self.open_connections(flow.to())
+        );
+        // What is written down while writes wait then has little to bring to the disk.
+        self.mover.state.settle_on_disk()
+    }
+
     async fn head(&self, flow: Flow) -> Result<Position> {
         match self.feed(flow) {
             Some(feed) => self.feed_head(flow, &feed).await,
@@ -301,7 +358,7 @@ impl Part for ObjectsPart {
     }
 
     async fn fence(&self, side: Side) -> Result<()> {
-        fence::close(&self.mover, &self.fence, side).await
+        fence::close(&self.mover, &self.fence, side, self.former_policy(side)).await
     }
 
     async fn unfence(&self, side: Side) -> Result<()> {
@@ -329,18 +386,24 @@ impl Part for ObjectsPart {
     ) -> Result<Drained> {
         let applied_now = || Ok::<_, Error>(self.mover.state.applied(flow)?.map(|applied| applied.position));
         let before = applied_now()?;
+        let key = marker_key(marker);
+        let mut looked = Instant::now();
+        let mut marker_seen = false;
         loop {
             if stop.is_cancelled() {
                 return Err(Error::cancelled());
             }
-            let applied = applied_now()?.filter(|applied| Place::covers(applied, fence));
-            if let Some(applied) = applied
-                && self.is_marker_there(flow.to(), marker).await?
-            {
+            // What the follower says of the marker is only a hint when to look; what counts is our own look.
+            let carried = self.mover.state.mark_of(&key)?.is_some_and(|mark| mark.done);
+            if !marker_seen && (carried || looked.elapsed() >= MARKER_LOOK) {
+                marker_seen = self.is_marker_there(flow.to(), marker).await?;
+                looked = Instant::now();
+            }
+            if marker_seen && applied_now()?.is_some_and(|applied| Place::covers(&applied, fence)) {
                 // Read again: the marker may have come with a later position.
-                let applied = applied_now()?.unwrap_or(applied);
+                let Some(applied) = applied_now()? else { continue };
                 let changes = changes_between(before.as_ref(), &applied);
-                return Ok(Drained { applied, marker_seen: true, changes });
+                return Ok(Drained { applied, marker_seen, changes });
             }
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -381,7 +444,9 @@ impl Part for ObjectsPart {
         };
         state.set_applied(back, &start, wall_millis())?;
         // The seal of the switch before this one is history.
-        state.forget_fact(seal_fact(back))?;
+        if state.fact(seal_fact(back))?.is_some() {
+            state.forget_fact(seal_fact(back))?;
+        }
         state.set_fact(seal_fact(flow), &start.0)?;
         Ok(Seal { reverse_start: start })
     }

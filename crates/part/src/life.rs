@@ -64,6 +64,13 @@ pub trait Part: Debug + Send + Sync {
     /// stopped, or where `copy` or `seal` fixed the start. Retries what is temporary for ever, and reports it as unknown lag.
     async fn follow(&self, flow: Flow, report: FollowReport, stop: CancellationToken) -> Result<()>;
 
+    /// Shortly before a switch of `flow`: reads what may be read beforehand and opens the connections, on both sides, that the
+    /// switch will use while writes wait. Changes nothing; without it the switch is only slower.
+    async fn warm(&self, flow: Flow) -> Result<()> {
+        let _ = flow;
+        Ok(())
+    }
+
     /// The newest position of `side`: every write acknowledged before this call is at or before it.
     async fn head(&self, flow: Flow) -> Result<Position>;
 
