@@ -22,8 +22,10 @@ deny:
 
 # Everything that is generated and committed
 generate:
-    cargo run -q -p rehome-spec --example schema > docs/rehome.schema.json.new
+    cargo run -q -- schema > docs/rehome.schema.json.new
     mv docs/rehome.schema.json.new docs/rehome.schema.json
+    cargo run -q -- reference > docs/cli.md.new
+    mv docs/cli.md.new docs/cli.md
 
 # One fuzz target for a number of seconds
 fuzz target='migration_file' seconds='60':

@@ -1,14 +1,17 @@
 //! The commands that steer a run under way: each is one order to its engine, shown until it is done.
 
 use super::Context;
+use crate::daemon::gateways;
 use crate::exit::{CliError, Exit};
 use crate::printer::count;
 use crate::view::follow::{self, journal_error};
 use crate::view::lines;
 use clap::Args;
 use rehome_engine::{Command, CommandOutcome};
+use rehome_gateway::control::ServiceStatus;
 use rehome_journal::RunView;
 use std::cell::Cell;
+use std::time::Duration;
 
 /// Compare both sides independently; exits 10 when they differ
 #[derive(Debug, Args)]
@@ -65,9 +68,13 @@ pub struct CancelArgs {
 
 /// End the migration: no way back from here
 ///
-/// The source stays closed to writes and is left as it is. Refused while traffic still arrives on the old entry.
+/// The source stays closed to writes and is left as it is. Refused while users still come through the gateway: take it out
+/// of their path first.
 #[derive(Debug, Args)]
 pub struct CompleteArgs {
+    /// Complete although requests still arrive at the gateway (it goes on sending them to the target)
+    #[arg(long)]
+    pub accept_traffic: bool,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
@@ -191,6 +198,9 @@ pub async fn cancel(context: &Context<'_>, args: &CancelArgs) -> Result<Exit, Cl
 }
 
 pub async fn complete(context: &Context<'_>, args: &CompleteArgs) -> Result<Exit, CliError> {
+    if !args.accept_traffic {
+        refuse_while_used(context).await?;
+    }
     confirm(context, "After this there is no way back: the target stays the owner.", args.yes)?;
     let outcome = steer(context, Command::Complete, false).await?;
     say(context, &outcome, "completed: the target owns the application");
@@ -198,6 +208,48 @@ pub async fn complete(context: &Context<'_>, args: &CompleteArgs) -> Result<Exit
         migration.services.iter().for_each(|service| context.printer.hint(&way_out(service)));
     }
     Ok(Exit::Done)
+}
+
+/// How long the gateways are watched for requests before the run is completed.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Users that still come through a gateway would lose their way to the target with it.
+async fn refuse_while_used(context: &Context<'_>) -> Result<(), CliError> {
+    let run = context.run_folder()?;
+    let migration = super::load(&run.migration(), context.printer)?;
+    if migration.services.is_empty() {
+        return Ok(());
+    }
+    let before = requests(context, &migration).await?;
+    tokio::time::sleep(QUIET).await;
+    let after = requests(context, &migration).await?;
+    if after == before {
+        return Ok(());
+    }
+    let text = format!(
+        "{} requests arrived at the gateway within {} s; the run was not completed",
+        count(after.saturating_sub(before)),
+        QUIET.as_secs()
+    );
+    let mut refused = CliError::new(Exit::GateNotMet, text);
+    for service in &migration.services {
+        refused = refused.hint(way_out(service));
+    }
+    Err(refused.hint("if they are only health checks: `rehome complete --accept-traffic`"))
+}
+
+/// All requests that all gateways of the run ever took.
+async fn requests(context: &Context<'_>, migration: &rehome_spec::Migration) -> Result<u64, CliError> {
+    let mut sum = 0;
+    for gateway in migration.gateways_or_default(&context.home) {
+        let status = gateways::status(&gateway).await.map_err(|error| {
+            CliError::new(Exit::Network, format!("gateway {} does not answer: {error}", gateway.name))
+                .hint("start it, or say `--accept-traffic` when it is gone for good")
+        })?;
+        let of = |service: &ServiceStatus| service.source.requests + service.target.requests + service.refused;
+        sum += status.services.iter().map(of).sum::<u64>();
+    }
+    Ok(sum)
 }
 
 /// How the gateway leaves the path.

@@ -181,7 +181,7 @@ fn agree(words: &[Word]) -> Result<(), CliError> {
             "they disagree, nothing was restored: the {} says {}, {} says {}",
             first.witness, first.text, other.witness, other.text
         ))
-        .hint("see docs/runbook/journal-lost.md: find out which is right before anything writes")),
+        .hint("see docs/runbook/register-unreadable.md: find out which is right before anything writes")),
     }
 }
 

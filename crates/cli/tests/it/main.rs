@@ -8,4 +8,5 @@ mod demo;
 mod documents;
 mod foreign;
 mod harness;
+mod keep;
 mod sabotage;

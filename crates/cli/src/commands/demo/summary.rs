@@ -37,8 +37,9 @@ pub struct Summary {
     floor_pause_ms: f64,
     round_trips: u32,
     round_trip_ms: f64,
-    /// What the pause was allowed to be: in flight + n x RTT + 150 ms.
+    /// What the pause may be by the design's own bound: in flight + n x RTT + 150 ms.
     allowed_pause_ms: f64,
+    pause_within_bound: bool,
     one_writable_side_proved: bool,
     switches: usize,
     seconds_per_phase: BTreeMap<&'static str, f64>,
@@ -69,6 +70,9 @@ pub fn of(args: &DemoArgs, view: &RunView, seen: &Seen<'_>, manifest: &Manifest)
     let sum = |of: fn(&LoadLog) -> u64| logs.iter().map(of).sum::<u64>();
     let prediction = switch.map(|report| report.predicted.clone()).unwrap_or_default();
     let (round_trips, round_trip_ms) = switch.map_or((0, 0.0), |report| (report.round_trips, report.rtt_ms));
+    let allowed_pause_ms =
+        prediction.in_flight_ms + f64::from(round_trips) * round_trip_ms.max(args.rtt as f64) + 150.0;
+    let write_pause_ms = switch.and_then(|report| report.pause_ms).unwrap_or(0);
     let findings = verdicts.iter().flat_map(|verdict| &verdict.violations);
     let findings: Vec<String> = findings
         .map(|finding| format!("{}: {}: {}", name(finding.breach), finding.what, finding.text))
@@ -89,15 +93,14 @@ pub fn of(args: &DemoArgs, view: &RunView, seen: &Seen<'_>, manifest: &Manifest)
         writes_doubled: verdicts.iter().map(|verdict| verdict.writes_doubled).max().unwrap_or(0),
         writes_unknown: sum(|log| log.counts.writes_unknown),
         read_your_writes_violations: last.read_your_writes_violations,
-        write_pause_ms: switch.and_then(|report| report.pause_ms).unwrap_or(0),
+        write_pause_ms,
         longest_write_ms: logs.iter().map(|log| log.counts.longest_write_ms).fold(0.0, f64::max),
         predicted_pause_ms: prediction.total_ms,
         floor_pause_ms: switch.map_or(0.0, |report| report.floor_ms),
         round_trips,
         round_trip_ms,
-        allowed_pause_ms: prediction.in_flight_ms
-            + f64::from(round_trips) * round_trip_ms.max(args.rtt as f64)
-            + 150.0,
+        allowed_pause_ms,
+        pause_within_bound: write_pause_ms as f64 <= allowed_pause_ms,
         one_writable_side_proved: switch.is_some_and(|report| report.one_writable_side_proved),
         switches: view.switches.len(),
         seconds_per_phase: report::seconds_per_phase(view),
