@@ -69,6 +69,9 @@ pub struct Instruments {
     pub guard_fault: Vec<Fault>,
     #[arg(long, hide = true)]
     pub sabotage: Vec<String>,
+    /// The engine ends when this process is gone
+    #[arg(long, hide = true, value_name = "PID")]
+    pub end_with: Option<u32>,
 }
 
 impl Instruments {
@@ -77,6 +80,7 @@ impl Instruments {
             faults: self.fault.clone(),
             guard_faults: self.guard_fault.clone(),
             sabotage: self.sabotage.clone(),
+            end_with: self.end_with,
         }
     }
 }

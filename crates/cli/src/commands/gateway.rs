@@ -9,6 +9,7 @@ use rehome_spec::{Gateway, Migration};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Run the gateway: the proxy that users reach the application through
@@ -34,6 +35,9 @@ pub struct GatewayArgs {
     pub ready: Option<PathBuf>,
     #[arg(long, hide = true)]
     pub sabotage: Vec<String>,
+    /// End when standard input ends: the demo's gateway does not outlive the demo
+    #[arg(long, hide = true)]
+    pub end_with_stdin: bool,
 }
 
 pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliError> {
@@ -62,6 +66,7 @@ pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliE
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = stdin_ended(), if args.end_with_stdin => {}
     }
     context.printer.talk("draining: no new connections, open requests finish");
     let drained = running.drain(Duration::from_secs(args.drain)).await;
@@ -69,6 +74,12 @@ pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliE
         context.printer.warning(&format!("{} connections did not end in time and were cut", drained.cut));
     }
     Ok(Exit::Done)
+}
+
+async fn stdin_ended() {
+    let mut stdin = tokio::io::stdin();
+    // Whatever is written there is nobody's message; an error is an end, too.
+    while matches!(stdin.read(&mut [0u8; 256]).await, Ok(1..)) {}
 }
 
 /// What the gateway of this name is made from; the same words the engine finds it by.

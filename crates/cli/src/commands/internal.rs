@@ -18,6 +18,8 @@ pub struct EngineArgs {
     pub guard_fault: Vec<Fault>,
     #[arg(long)]
     pub sabotage: Vec<String>,
+    #[arg(long)]
+    pub end_with: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -27,6 +29,8 @@ pub struct GuardArgs {
     pub fault: Vec<Fault>,
     #[arg(long)]
     pub sabotage: Vec<String>,
+    #[arg(long)]
+    pub end_with: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -56,6 +60,7 @@ pub async fn engine(context: &Context<'_>, args: &EngineArgs) -> Result<Exit, Cl
         faults: args.fault.clone(),
         guard_faults: args.guard_fault.clone(),
         sabotage: args.sabotage.clone(),
+        end_with: args.end_with,
     };
     process::carry(context, &run, &extras, None).await
 }
@@ -64,8 +69,12 @@ pub async fn guard(context: &Context<'_>, args: &GuardArgs) -> Result<Exit, CliE
     detach();
     let run = RunFolder::new(&context.home, &args.run);
     log::to_file(&run.guard_log())?;
-    let extras =
-        Extras { faults: args.fault.clone(), guard_faults: Vec::new(), sabotage: args.sabotage.clone() };
+    let extras = Extras {
+        faults: args.fault.clone(),
+        guard_faults: Vec::new(),
+        sabotage: args.sabotage.clone(),
+        end_with: args.end_with,
+    };
     process::watch(context, &run, &extras).await
 }
 

@@ -246,7 +246,8 @@ async fn requests(context: &Context<'_>, migration: &rehome_spec::Migration) -> 
             CliError::new(Exit::Network, format!("gateway {} does not answer: {error}", gateway.name))
                 .hint("start it, or say `--accept-traffic` when it is gone for good")
         })?;
-        let of = |service: &ServiceStatus| service.source.requests + service.target.requests + service.refused;
+        let of =
+            |service: &ServiceStatus| service.source.requests + service.target.requests + service.refused;
         sum += status.services.iter().map(of).sum::<u64>();
     }
     Ok(sum)

@@ -16,20 +16,27 @@ pub struct Extras {
     pub faults: Vec<Fault>,
     pub guard_faults: Vec<Fault>,
     pub sabotage: Vec<String>,
+    /// The engine ends when this process is gone: a demo that was killed leaves nothing behind.
+    pub end_with: Option<u32>,
 }
 
 impl Extras {
     fn engine_arguments(&self) -> Vec<String> {
         let mut arguments: Vec<String> = self.faults.iter().map(|fault| format!("--fault={fault}")).collect();
         arguments.extend(self.guard_faults.iter().map(|fault| format!("--guard-fault={fault}")));
-        arguments.extend(self.sabotage.iter().map(|name| format!("--sabotage={name}")));
+        arguments.extend(self.common_arguments());
         arguments
+    }
+
+    fn common_arguments(&self) -> Vec<String> {
+        let sabotage = self.sabotage.iter().map(|name| format!("--sabotage={name}"));
+        sabotage.chain(self.end_with.map(|pid| format!("--end-with={pid}"))).collect()
     }
 
     /// What the guard gets: its own faults, and the same sabotage once it is the engine.
     pub fn guard_arguments(&self) -> Vec<String> {
         let faults = self.guard_faults.iter().map(|fault| format!("--fault={fault}"));
-        faults.chain(self.sabotage.iter().map(|name| format!("--sabotage={name}"))).collect()
+        faults.chain(self.common_arguments()).collect()
     }
 }
 

@@ -15,8 +15,9 @@ use rehome_engine::{
 };
 use rehome_gateway::control::{Answer, Question, Refusal};
 use rehome_part::{Epoch, Side};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,7 @@ pub async fn carry(
     } else {
         Engine::create(setup, &run.name(), &migration.migration.name, world).await
     };
-    serve(run, engine.map_err(|error| cannot(&error))?, &run.socket(), goal).await
+    serve(run, engine.map_err(|error| cannot(&error))?, goal, extras).await
 }
 
 /// Begins the journal of `run` again from what gateways and world say, and lets go of it at once.
@@ -69,7 +70,7 @@ pub async fn watch(context: &Context<'_>, run: &RunFolder, extras: &Extras) -> R
     match watched.map_err(|error| cannot(&error))? {
         GuardEnd::TookOver(engine) => {
             tracing::warn!("the engine was silent; this guard is the engine now");
-            serve(run, *engine, &run.socket(), None).await
+            serve(run, *engine, None, extras).await
         }
         GuardEnd::Quiet => Ok(Exit::Done),
     }
@@ -109,9 +110,28 @@ fn end_on_signals(stop: &CancellationToken) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn serve(run: &RunFolder, engine: Engine, socket: &Path, goal: Option<Goal>) -> Result<Exit, CliError> {
+/// Fires `stop` when the process `pid` is gone.
+fn end_with(pid: u32, stop: &CancellationToken) {
+    let (stop, place) = (stop.clone(), PathBuf::from(format!("/proc/{pid}")));
+    tokio::spawn(async move {
+        while place.exists() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        stop.cancel();
+    });
+}
+
+async fn serve(
+    run: &RunFolder,
+    engine: Engine,
+    goal: Option<Goal>,
+    extras: &Extras,
+) -> Result<Exit, CliError> {
     let stop = CancellationToken::new();
     end_on_signals(&stop)?;
+    if let Some(pid) = extras.end_with {
+        end_with(pid, &stop);
+    }
     let (orders, commands) = mpsc::channel(16);
     if let Some(goal) = goal {
         let (reply, _ignored) = oneshot::channel();
@@ -125,7 +145,7 @@ async fn serve(run: &RunFolder, engine: Engine, socket: &Path, goal: Option<Goal
     }
     let answers = Arc::new(Answers { folder: run.path.clone(), orders: Some(orders), stop: stop.clone() });
     let listening = CancellationToken::new();
-    socket::listen(socket, run.read_secret()?, answers, listening.clone()).await?;
+    socket::listen(&run.socket(), run.read_secret()?, answers, listening.clone()).await?;
     let ended = Box::pin(engine.run(commands, stop)).await;
     listening.cancel();
     match ended {

@@ -22,7 +22,18 @@ fn told(ran: &Ran) -> Kept {
 #[test]
 fn a_kept_demo_is_an_ordinary_run() {
     let place = Place::new();
-    let ran = place.run(&["demo", "--objects", "60", "--duration", "4", "--rate", "100", "--keep", "kept", "--json"]);
+    let ran = place.run(&[
+        "demo",
+        "--objects",
+        "60",
+        "--duration",
+        "4",
+        "--rate",
+        "100",
+        "--keep",
+        "kept",
+        "--json",
+    ]);
     let kept = told(&ran);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(kept.0.len(), 5, "four processes of the clouds and the gateway: {}", ran.stderr);
@@ -34,7 +45,11 @@ fn a_kept_demo_is_an_ordinary_run() {
 
     let status = run(&["status"]);
     assert_eq!(status.code, 0, "{}", status.stderr);
-    assert!(status.stdout.contains("switched") && status.stdout.contains("owner target"), "{}", status.stdout);
+    assert!(
+        status.stdout.contains("switched") && status.stdout.contains("owner target"),
+        "{}",
+        status.stdout
+    );
     assert!(run(&["runs", "-q"]).stdout.contains("shop"));
     assert_eq!(run(&["report", "--json"]).last_json()["one_writable_side_proved"], true);
     assert_eq!(run(&["doctor"]).code, 0, "{}", run(&["doctor"]).stdout);
@@ -44,7 +59,11 @@ fn a_kept_demo_is_an_ordinary_run() {
     assert_eq!(run(&["reverse", "--yes"]).code, 21);
     let rehearsed = run(&["switch", "--rehearse", "--json"]).last_json();
     assert_eq!(rehearsed["outcome"]["outcome"], "rehearsed", "{rehearsed:#}");
-    assert_eq!(run(&["status", "--json"]).last_json()["view"]["owner"], "source", "a rehearsal moves nothing");
+    assert_eq!(
+        run(&["status", "--json"]).last_json()["view"]["owner"],
+        "source",
+        "a rehearsal moves nothing"
+    );
     assert_eq!(run(&["switch", "--yes"]).code, 0);
     let completed = run(&["complete", "--yes"]);
     assert_eq!(completed.code, 0, "{}", completed.stderr);

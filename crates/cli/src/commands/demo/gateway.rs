@@ -52,7 +52,9 @@ impl GatewayProcess {
             .arg("--access-log")
             .arg(folder.join("access.jsonl"))
             .args(self.sabotage.iter().map(|name| format!("--sabotage={name}")))
-            .stdin(Stdio::null())
+            .args((!self.keep).then_some("--end-with-stdin"))
+            // The end of this pipe is its sign that the demo is gone, however it ended.
+            .stdin(if self.keep { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::null())
             .stderr(errors)
             .process_group(0) // Ctrl-C is for the demo; it ends its gateway itself

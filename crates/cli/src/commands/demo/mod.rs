@@ -23,6 +23,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::process::Command;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Move a running shop between two clouds on this machine, and prove that nothing was lost
 ///
@@ -87,10 +88,34 @@ pub async fn run(context: &Context<'_>, args: &DemoArgs) -> Result<Exit, CliErro
             scratch.path().to_owned()
         }
     };
+    // Registered before anything is started: whatever interrupts the show, everybody on the stage goes home.
+    let mut interrupts = Interrupts::register()?;
     let show = Show::open(context, args, folder).await?;
-    let outcome = Box::pin(show.play()).await;
+    let outcome = tokio::select! {
+        outcome = Box::pin(show.play()) => outcome,
+        () = interrupts.any() => Err(CliError::failed("interrupted; both clouds were taken down")),
+    };
     show.close(outcome.is_ok()).await;
     outcome
+}
+
+/// Ctrl-C, the end of the terminal, or a polite kill.
+struct Interrupts([Signal; 3]);
+
+impl Interrupts {
+    fn register() -> Result<Self, CliError> {
+        let one = |kind| signal(kind).map_err(|error| CliError::failed(error.to_string()));
+        Ok(Self([one(SignalKind::interrupt())?, one(SignalKind::terminate())?, one(SignalKind::hangup())?]))
+    }
+
+    async fn any(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }
 
 impl<'a> Show<'a> {
@@ -238,7 +263,7 @@ impl<'a> Show<'a> {
         if self.context.global.json {
             command.arg("--json");
         }
-        command.args(arguments).stdin(Stdio::null());
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         if quiet {
             command.stdout(Stdio::null()).stderr(Stdio::null());
         }
@@ -252,10 +277,13 @@ impl<'a> Show<'a> {
         first.extend(instruments.fault.iter().map(|fault| format!("--fault={fault}")));
         first.extend(instruments.guard_fault.iter().map(|fault| format!("--guard-fault={fault}")));
         let mut again = vec!["apply".to_owned(), "--yes".to_owned()];
-        let sabotage: Vec<String> =
+        let mut common: Vec<String> =
             instruments.sabotage.iter().map(|name| format!("--sabotage={name}")).collect();
-        first.extend(sabotage.clone());
-        again.extend(sabotage);
+        if self.args.keep.is_none() {
+            common.push(format!("--end-with={}", std::process::id()));
+        }
+        first.extend(common.clone());
+        again.extend(common);
         self.until(Side::Target, &first, &again).await
     }
 
