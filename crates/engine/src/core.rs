@@ -6,7 +6,7 @@ use crate::keeper::Renewer;
 use crate::settings::{Settings, Setup, World};
 use crate::units::Units;
 use rehome_journal::{Actor, Decision, Event, Journal, Now, Register, Stage, State, StateTime, Trouble};
-use rehome_part::{Epoch, Error as PartError, Side, Token};
+use rehome_part::{Epoch, Error as PartError, Flow, Position, Side, Token};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +27,12 @@ pub(crate) struct Core {
     pub stop: CancellationToken,
     /// When each stage of the present switch was entered, by the boot clock; only what this engine saw itself.
     pub stages: Vec<(Stage, u64)>,
+    /// Events that are true already and go into the journal with the next one: while writes wait, an fsync is worth saving.
+    deferred: Vec<Event>,
+    /// Everything that was written before these positions of this flow was compared and found equal.
+    pub compared: Option<(Flow, BTreeMap<String, Position>)>,
+    /// A full comparison is wanted although the last one stands.
+    pub compare_again: bool,
     pub remarks: Remarks,
     pub started: Instant,
     /// The last trouble with the journal's copy that was reported.
@@ -77,7 +83,40 @@ pub(crate) fn now_of(world: &World) -> Now {
     Now { boot_id: world.clock.boot_id(), boot_ms: world.clock.boot_millis() }
 }
 
+/// What an engine begins with; the rest of [`Core`] fills itself.
+pub(crate) struct Beginning {
+    pub journal: Arc<Journal>,
+    pub register: Arc<Register>,
+    pub setup: Arc<Setup>,
+    pub world: Arc<World>,
+    pub actor: Actor,
+    pub units: Units,
+    pub renewer: Renewer,
+}
+
 impl Core {
+    pub fn new(beginning: Beginning) -> Self {
+        let Beginning { journal, register, setup, world, actor, units, renewer } = beginning;
+        Self {
+            state: journal.state(),
+            actor,
+            journal,
+            register,
+            setup,
+            world,
+            units,
+            renewer,
+            stop: CancellationToken::new(),
+            stages: Vec::new(),
+            deferred: Vec::new(),
+            compared: None,
+            compare_again: false,
+            remarks: Remarks::default(),
+            started: Instant::now(),
+            copy_trouble: None,
+        }
+    }
+
     pub fn settings(&self) -> &Settings {
         &self.setup.settings
     }
@@ -107,7 +146,15 @@ impl Core {
     /// Writes events as the engine, all or none, and takes over the state after them.
     pub async fn record(&mut self, events: Vec<Event>) -> Result<(), EngineError> {
         let actor = self.actor.clone();
-        self.record_as(actor, events).await
+        let mut all = std::mem::take(&mut self.deferred);
+        all.extend(events);
+        self.append(actor, all).await
+    }
+
+    /// Leaves events to the next append, which is never far. Until then a kill makes them unknown: only for what the next
+    /// engine takes for possible anyway, such as the outcome of a step whose intent is written.
+    pub fn defer(&mut self, events: Vec<Event>) {
+        self.deferred.extend(events);
     }
 
     pub async fn record_one(&mut self, event: Event) -> Result<(), EngineError> {
@@ -116,15 +163,25 @@ impl Core {
 
     /// The same in somebody's name (a command's sender); the right to write is always the engine's.
     pub async fn record_as(&mut self, actor: Actor, events: Vec<Event>) -> Result<(), EngineError> {
+        self.record(Vec::new()).await?;
+        self.append(actor, events).await
+    }
+
+    async fn append(&mut self, actor: Actor, events: Vec<Event>) -> Result<(), EngineError> {
         let Some(kind) = events.last().map(Event::kind) else { return Ok(()) };
-        self.fault_point(&format!("before:journal:{kind}")).await?;
-        let journal = Arc::clone(&self.journal);
+        let mut kinds: Vec<String> = events.iter().map(Event::kind).collect();
+        kinds.dedup();
+        for kind in &kinds {
+            self.fault_point(&format!("before:journal:{kind}")).await?;
+        }
+        let (journal, began) = (Arc::clone(&self.journal), Instant::now());
         let at_ms = self.world.clock.wall_millis();
         let outcome = blocking(move || journal.append(&actor, at_ms, &events)).await;
         if matches!(outcome, Err(EngineError::LeaseLost)) {
             self.renewer.lost.cancel();
         }
         let state = outcome?;
+        tracing::debug!(kind, ms = began.elapsed().as_millis() as u64, "written down");
         if state.stage != self.state.stage {
             tracing::info!(from = %self.state.stage, to = %state.stage, "state");
             if state.stage == Stage::Armed {
@@ -133,7 +190,10 @@ impl Core {
             self.stages.push((state.stage, self.boot_ms()));
         }
         self.state = state;
-        self.fault_point(&format!("after:journal:{kind}")).await
+        for kind in &kinds {
+            self.fault_point(&format!("after:journal:{kind}")).await?;
+        }
+        Ok(())
     }
 
     pub async fn remark(
@@ -160,9 +220,12 @@ impl Core {
     pub async fn decide(&self, epoch: Epoch, owner: Side) -> Result<Decision, EngineError> {
         self.fault_point("before:decide").await?;
         let (register, token) = (Arc::clone(&self.register), self.token());
-        let decision = blocking(move || {
-            register.propose(epoch, token)?;
-            register.decide(epoch, owner, token)
+        let decision = blocking(move || match register.decide(epoch, owner, token) {
+            Err(rehome_journal::Error::NotProposed(_)) => {
+                register.propose(epoch, token)?;
+                register.decide(epoch, owner, token)
+            }
+            outcome => outcome,
         })
         .await?;
         self.fault_point("after:decide").await?;

@@ -2,7 +2,7 @@
 //! work runs inside `act`; commands that arrive meanwhile wait, except that cancelling or stopping interrupts a switch.
 
 use crate::command::{Command, CommandError, CommandMessage, CommandOutcome};
-use crate::core::{Core, Remarks, blocking, now_of};
+use crate::core::{Beginning, Core, blocking, now_of};
 use crate::decide::{Decision, Reads, Situation, decide};
 use crate::error::{EngineError, RunEnd};
 use crate::keeper::Renewer;
@@ -108,21 +108,8 @@ impl Engine {
         let (raised, token) = (Arc::clone(&register), lease.token);
         blocking(move || raised.raise(token)).await?;
         let (units, reports) = Units::new(&world);
-        let mut core = Core {
-            state: journal.state(),
-            actor: Actor { name: setup.holder.clone(), token },
-            journal,
-            register,
-            setup,
-            world,
-            units,
-            renewer,
-            stop: CancellationToken::new(),
-            stages: Vec::new(),
-            remarks: Remarks::default(),
-            started: Instant::now(),
-            copy_trouble: None,
-        };
+        let actor = Actor { name: setup.holder.clone(), token };
+        let mut core = Core::new(Beginning { journal, register, setup, world, actor, units, renewer });
         let version = core.setup.version.clone();
         core.record_one(Event::EngineStarted { token, version, pid: std::process::id() }).await?;
         let now = Instant::now();
@@ -241,7 +228,7 @@ impl Engine {
             following: core.units.is_following(core.state.flow()),
             verifying: core.units.is_verifying(),
             verify_due: now >= self.verify_again,
-            verify_asked: !self.asked_verify.is_empty(),
+            verify_asked: !self.asked_verify.is_empty() || core.compare_again,
             reads,
             switch_asked: self.asked_switch.as_ref().map(|asked| asked.rehearse),
             attempt_due: now >= self.attempt_again,
@@ -282,6 +269,7 @@ impl Engine {
                 Ok(())
             }
             Decision::Verify => {
+                core.compare_again = false;
                 core.units.start_verify(core.state.flow());
                 Ok(())
             }
@@ -344,7 +332,12 @@ impl Engine {
             Report::FollowFailed { part, error } => {
                 self.remark_once("follow", &format!("{part}: {error}"), error.hint).await
             }
-            Report::Verified { outcome } => self.take_verification(outcome).await,
+            Report::Verified { outcome, flow, since } => {
+                if outcome.as_ref().is_ok_and(Verification::is_equal) && flow == self.core.state.flow() {
+                    self.core.compared = Some((flow, since));
+                }
+                self.take_verification(outcome).await
+            }
         }
     }
 
@@ -463,6 +456,10 @@ impl Engine {
         let look = gates::check(&mut self.core).await?;
         let unmet = look.unmet();
         if !unmet.is_empty() {
+            self.core.compare_again |= self.core.state.verified && self.core.compared.is_none();
+            if let Some(found) = look.differences {
+                self.take_verification(Ok(found)).await?;
+            }
             self.attempt_again = Instant::now() + GATE_EVERY;
             if self.asked_switch.as_ref().is_some_and(|asked| Instant::now() >= asked.until)
                 && let Some(asked) = self.asked_switch.take()

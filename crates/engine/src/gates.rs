@@ -4,10 +4,14 @@
 use crate::core::{Core, blocking, now_of};
 use crate::error::EngineError;
 use crate::ports::GatewayStatus;
+use crate::recent::{self, Recent};
 use crate::settings::{SessionRule, Settings};
-use crate::switch::{WINDOW_APPENDS, is_closed, round_trips};
+use crate::steps::{Trips, each_part};
+use crate::switch::{WINDOW_APPENDS, is_closed, trips};
 use rehome_journal::{Event, GateRecord, Prediction, State, Verdict};
-use rehome_part::{Error as PartError, Fence, FollowState, Position};
+use rehome_part::{
+    Error as PartError, Fence, Flow, FollowState, Follows, Part, Position, Side, Verification,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +21,10 @@ use tokio::time::Instant;
 const APART: Duration = Duration::from_millis(250);
 /// A part or gateway that does not answer in this time counts as not answering.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Looks at each side to learn how far away it is.
+const LOOKS: u32 = 5;
+/// A side that many times nearer than the other is beside us.
+const NEAR: f64 = 4.0;
 
 /// What was seen.
 #[derive(Debug, Clone)]
@@ -27,8 +35,11 @@ struct Seen {
     /// Fences of the side that is to become the owner.
     fences: Result<Vec<(String, Fence)>, PartError>,
     positions: Result<BTreeMap<String, Position>, PartError>,
-    rtt_ms: Option<f64>,
+    distances: Option<Distances>,
+    /// One message to every gateway and their answers.
+    entry_ms: f64,
     append_ms: f64,
+    recent: Recent,
     guard_alive: bool,
     ways_back: Vec<(String, bool)>,
 }
@@ -38,7 +49,10 @@ struct Seen {
 pub(crate) struct Look {
     pub gates: Vec<GateRecord>,
     pub prediction: Prediction,
+    /// Everything written before these is known to be equal; the window compares the rest.
     pub positions: BTreeMap<String, Position>,
+    /// What the last comparison found.
+    pub differences: Option<Verification>,
 }
 
 impl Look {
@@ -83,11 +97,13 @@ async fn patiently<T>(work: impl Future<Output = Result<T, PartError>>) -> Resul
     tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(late()))
 }
 
-async fn see(core: &Core) -> Result<Seen, EngineError> {
+async fn see(core: &mut Core) -> Result<Seen, EngineError> {
     let before = patiently(core.world.gateways.status()).await;
     let at = Instant::now();
     tokio::time::sleep(APART).await;
+    let asked = Instant::now();
     let gateways = patiently(core.world.gateways.status()).await;
+    let entry_ms = asked.elapsed().as_secs_f64() * 1e3;
     let rate = match (&before, &gateways) {
         (Ok(before), Ok(after)) => {
             let more = writes(after).saturating_sub(writes(before));
@@ -103,7 +119,9 @@ async fn see(core: &Core) -> Result<Seen, EngineError> {
         Ok(clock.elapsed())
     })
     .await?;
-    let (fences, positions, rtt_ms) = measure(core).await;
+    let (fences, positions, distances) = measure(core).await;
+    // last, so that little changes and no connection grows cold between this and the window
+    let recent = recent::compare(core).await;
     let parts = &core.world.parts;
     Ok(Seen {
         gateways,
@@ -114,7 +132,9 @@ async fn see(core: &Core) -> Result<Seen, EngineError> {
             .collect(),
         fences,
         positions,
-        rtt_ms,
+        distances,
+        entry_ms,
+        recent,
         append_ms: append.as_secs_f64() * 1e3,
         guard_alive: guard_alive(core).await?,
         ways_back: parts
@@ -128,36 +148,81 @@ fn writes(gateways: &[GatewayStatus]) -> u64 {
     gateways.iter().flat_map(|gateway| &gateway.services).map(|service| service.writes_total).sum()
 }
 
-type Measured =
-    (Result<Vec<(String, Fence)>, PartError>, Result<BTreeMap<String, Position>, PartError>, Option<f64>);
+/// How far away each side is: the quickest of several cheap answers, since anything above it is not the way.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Distances {
+    from_ms: f64,
+    to_ms: f64,
+}
 
-/// Positions of the owner and fences of the other side; the slower side's quickest answer of three is the round trip.
+impl Distances {
+    fn far_ms(self) -> f64 {
+        self.from_ms.max(self.to_ms)
+    }
+
+    /// Round trips that count between the sides, and what those to a side beside us cost in all.
+    fn weigh(self, trips: Trips) -> (u32, f64) {
+        let far = self.far_ms();
+        let count = |trips: u32, ms: f64| {
+            if ms >= far / NEAR { (trips, 0.0) } else { (0, f64::from(trips) * ms) }
+        };
+        let (from, to) = (count(trips.from, self.from_ms), count(trips.to, self.to_ms));
+        (from.0 + to.0, from.1 + to.1)
+    }
+}
+
+type Measured = (
+    Result<Vec<(String, Fence)>, PartError>,
+    Result<BTreeMap<String, Position>, PartError>,
+    Option<Distances>,
+);
+
+/// Positions of the owner, fences of the other side, and the way to both.
 async fn measure(core: &Core) -> Measured {
     let flow = core.state.flow();
-    let (mut fences, mut positions) = (Vec::new(), BTreeMap::new());
-    let mut slowest: Option<Duration> = None;
-    for part in &core.world.parts {
-        let (mut near, mut far) = (Duration::MAX, Duration::MAX);
-        for _ in 0..3 {
-            let began = Instant::now();
-            match patiently(part.head(flow)).await {
-                Ok(position) => positions.insert(part.name().to_owned(), position),
-                Err(error) => return (Ok(fences), Err(error), None),
-            };
-            near = near.min(began.elapsed());
-            let began = Instant::now();
-            match patiently(part.probe(flow.to())).await {
-                Ok(fence) => fences.push((part.name().to_owned(), fence)),
-                Err(error) => return (Err(error), Ok(positions), None),
-            }
-            far = far.min(began.elapsed());
+    let all = each_part(&core.world.parts, |part| async move {
+        let position = patiently(part.head(flow)).await;
+        let fence = patiently(part.probe(flow.to())).await;
+        let (from, to) = tokio::join!(distance(&part, flow.from()), distance(&part, flow.to()));
+        Ok((part.name().to_owned(), position, fence, from, to))
+    });
+    let (mut fences, mut positions) = (Ok(Vec::new()), Ok(BTreeMap::new()));
+    let mut distances = Some(Distances::default());
+    for (name, position, fence, from, to) in all.await.unwrap_or_default() {
+        match (position, &mut positions) {
+            (Ok(position), Ok(all)) => drop(all.insert(name.clone(), position)),
+            (Err(error), all @ Ok(_)) => *all = Err(error),
+            _ => {}
         }
-        // an owner that is found by listing answers slowly without being far away
-        let listed = part.capabilities().follows == rehome_part::Follows::Listing;
-        let round = if listed { far } else { near.max(far) };
-        slowest = Some(slowest.map_or(round, |slowest| slowest.max(round)));
+        match (fence, &mut fences) {
+            (Ok(fence), Ok(all)) => all.push((name, fence)),
+            (Err(error), all @ Ok(_)) => *all = Err(error),
+            _ => {}
+        }
+        distances = distances
+            .zip(from.zip(to))
+            .map(|(all, (from, to))| Distances { from_ms: all.from_ms.max(from), to_ms: all.to_ms.max(to) });
     }
-    (Ok(fences), Ok(positions), slowest.map(|slowest| slowest.as_secs_f64() * 1e3))
+    (fences, positions, distances)
+}
+
+/// Milliseconds; `None` when the side does not answer.
+async fn distance(part: &Arc<dyn Part>, side: Side) -> Option<f64> {
+    let flow = Flow::leaving(side);
+    // where changes are found by listing, asking for the position goes nowhere
+    let has_feed = part.capabilities().follows == Follows::Feed;
+    let mut least = Duration::MAX;
+    for _ in 0..LOOKS {
+        let began = Instant::now();
+        patiently(part.probe(side)).await.ok()?;
+        least = least.min(began.elapsed());
+        if has_feed {
+            let began = Instant::now();
+            patiently(part.head(flow)).await.ok()?;
+            least = least.min(began.elapsed());
+        }
+    }
+    Some(least.as_secs_f64() * 1e3)
 }
 
 struct Judge<'a> {
@@ -209,12 +274,31 @@ fn judge(seen: &Seen, settings: &Settings, state: &State) -> Look {
         if state.verified { "equal" } else { "not compared" },
         "equal",
     );
+    judge_recent(&mut judge, &seen.recent);
     judge_parts(&mut judge, seen);
     let prediction = judge_pause(&mut judge, seen);
     judge_gateways(&mut judge, seen, &prediction);
     let guard = if seen.guard_alive { "alive" } else { "silent" };
     judge.yes("guard", Some(seen.guard_alive), guard, "alive");
-    Look { gates: judge.gates, prediction, positions: seen.positions.clone().unwrap_or_default() }
+    let (positions, differences) = match &seen.recent {
+        Recent::Equal { since, .. } => (since.clone(), None),
+        Recent::Different(found) => (BTreeMap::new(), Some(found.clone())),
+        _ => (BTreeMap::new(), None),
+    };
+    Look { gates: judge.gates, prediction, positions, differences }
+}
+
+fn judge_recent(judge: &mut Judge<'_>, recent: &Recent) {
+    let (verdict, value) = match recent {
+        Recent::Unknown => (None, "no comparison of this engine stands; comparing again".to_owned()),
+        Recent::Failed(error) => (None, error.to_string()),
+        Recent::Different(found) => {
+            let first = found.differences.first().map_or("", |finding| finding.text.as_str());
+            (Some(false), format!("{} differ: {first}", found.differences_total))
+        }
+        Recent::Equal { compared, .. } => (Some(true), format!("{compared} equal")),
+    };
+    judge.yes("recent-changes-equal", verdict, value, "equal");
 }
 
 fn judge_parts(judge: &mut Judge<'_>, seen: &Seen) {
@@ -252,9 +336,14 @@ fn judge_pause(judge: &mut Judge<'_>, seen: &Seen) -> Prediction {
     });
     let drains: Option<Vec<f64>> = seen.follows.values().map(|follow| follow.drain_seconds).collect();
     let drain = drains.map(|drains| drains.into_iter().fold(0.0, f64::max) * 1e3);
-    let rtt = if seen.follows.is_empty() { Some(0.0) } else { seen.rtt_ms };
-    let seal_ms = seen.append_ms * f64::from(WINDOW_APPENDS);
-    let n = round_trips();
+    let distances = if seen.follows.is_empty() { Some(Distances::default()) } else { seen.distances };
+    let rtt = distances.map(Distances::far_ms);
+    let trips = trips();
+    let (n, near_ms) = distances.map_or((trips.from + trips.to, 0.0), |distances| distances.weigh(trips));
+    let seal_ms =
+        seen.append_ms * f64::from(WINDOW_APPENDS) + f64::from(trips.entry) * seen.entry_ms + near_ms;
+    // the way of one change, which the marker goes too, is among the round trips
+    let drain = drain.zip(rtt).map(|(drain, rtt)| (drain - rtt).max(0.0)).or(drain);
     let total = match (in_flight, drain, rtt) {
         (Some(in_flight), Some(drain), Some(rtt)) => Some(in_flight + drain + f64::from(n) * rtt + seal_ms),
         _ => None,
@@ -336,7 +425,7 @@ fn judge_gateways(judge: &mut Judge<'_>, seen: &Seen, prediction: &Prediction) {
 mod tests {
     use super::*;
     use crate::ports::{ServiceStatus, SideStatus};
-    use rehome_part::{Epoch, Side};
+    use rehome_part::Epoch;
 
     fn service() -> ServiceStatus {
         let side = SideStatus { healthy: Some(true), ..SideStatus::default() };
@@ -378,7 +467,9 @@ mod tests {
             follows: [("media".to_owned(), follow)].into(),
             fences: Ok(vec![("media".into(), Fence::ProvedClosed)]),
             positions: Ok([("media".to_owned(), Position("7".into()))].into()),
-            rtt_ms: Some(20.0),
+            distances: Some(Distances { from_ms: 1.0, to_ms: 20.0 }),
+            entry_ms: 1.0,
+            recent: Recent::Equal { since: [("media".to_owned(), Position("6".into()))].into(), compared: 3 },
             append_ms: 1.0,
             guard_alive: true,
             ways_back: vec![("media".into(), true)],
@@ -400,9 +491,21 @@ mod tests {
     fn a_healthy_world_meets_every_gate_and_the_prediction_adds_up() {
         assert_eq!(unmet(|_, _| {}), []);
         let look = judge(&seen(), &Settings::default(), &State { verified: true, ..State::default() });
-        let n = f64::from(round_trips());
-        let expected = 40.0 + 100.0 + n * 20.0 + f64::from(WINDOW_APPENDS);
+        let trips = trips();
+        assert_eq!(look.prediction.round_trips, trips.to, "the near side is not counted");
+        let near = f64::from(trips.entry + trips.from + WINDOW_APPENDS);
+        let expected = 40.0 + (100.0 - 20.0) + f64::from(trips.to) * 20.0 + near;
         assert!((look.prediction.total_ms - expected).abs() < 0.01, "{:?}", look.prediction);
+    }
+
+    #[test]
+    fn a_side_counts_unless_it_is_beside_us() {
+        let trips = Trips { entry: 0, from: 7, to: 5 };
+        let weigh = |from_ms, to_ms| Distances { from_ms, to_ms }.weigh(trips);
+        assert_eq!(weigh(1.0, 80.0), (5, 7.0));
+        assert_eq!(weigh(80.0, 1.0), (7, 5.0));
+        assert_eq!(weigh(40.0, 80.0), (12, 0.0));
+        assert_eq!(weigh(0.0, 0.0), (12, 0.0));
     }
 
     #[test]
@@ -414,6 +517,11 @@ mod tests {
         assert_eq!(unmet(|seen, _| service_of(seen).write_p999_ms = None), [pause()]);
         assert_eq!(unmet(|seen, _| service_of(seen).target.healthy = None), no("target-health"));
         assert_eq!(unmet(|seen, _| seen.writes_per_second = None), no("hold-capacity"));
+        assert_eq!(unmet(|seen, _| seen.recent = Recent::Unknown), no("recent-changes-equal"));
+        assert_eq!(
+            unmet(|seen, _| seen.recent = Recent::Failed(PartError::cancelled())),
+            no("recent-changes-equal")
+        );
         let down = || PartError::temporary(rehome_part::ErrorKind::Network, "down");
         assert_eq!(unmet(|seen, _| seen.fences = Err(down())), no("write-path"));
         assert_eq!(unmet(|seen, _| seen.gateways = Err(down())).len(), 5);
@@ -430,6 +538,8 @@ mod tests {
         assert_eq!(unmet(|_, settings| settings.sessions = SessionRule::Refuse), fails("sessions"));
         assert_eq!(unmet(|_, settings| settings.hold_requests = 10), fails("hold-capacity"));
         assert_eq!(unmet(|seen, _| seen.guard_alive = false), fails("guard"));
+        let lost = Verification { compared: 3, differences_total: 1, ..Verification::default() };
+        assert_eq!(unmet(|seen, _| seen.recent = Recent::Different(lost)), fails("recent-changes-equal"));
         assert_eq!(unmet(|seen, _| seen.ways_back[0].1 = false), fails("way-back"));
         assert_eq!(
             unmet(|seen, _| seen.fences = Ok(vec![("media".into(), Fence::Open)])),

@@ -26,6 +26,7 @@ mod keeper;
 pub mod ports;
 mod preparation;
 mod reads;
+mod recent;
 mod reconcile;
 mod recovery;
 mod saga;

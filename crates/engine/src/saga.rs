@@ -4,6 +4,7 @@
 use crate::core::Core;
 use crate::error::{EngineError, Halt};
 use crate::steps::{Context, Observed, Step};
+use futures::future::join_all;
 use rehome_journal::{Event, StepState};
 use rehome_part::{Error as PartError, ErrorKind};
 use serde_json::{Value, json};
@@ -21,17 +22,70 @@ pub(crate) async fn apply(
     context: &Context,
     then: impl FnOnce(&Context) -> Vec<Event> + Send,
 ) -> Result<(), Halt> {
-    let (name, attempt) = (step.name(), context.attempt);
+    let outcome = apply_on(core, step, context, then).await;
+    core.record(Vec::new()).await?;
+    outcome
+}
+
+/// Applies steps that do not need each other at once, and ends when all have ended. The first failure is the answer.
+pub(crate) async fn apply_together(
+    core: &mut Core,
+    steps: &[&dyn Step],
+    context: &Context,
+    then: impl FnOnce(&Context) -> Vec<Event> + Send,
+) -> Result<(), Halt> {
+    let attempt = context.attempt;
+    let intent = |step: &&dyn Step| Event::StepIntended {
+        step: step.name().into(),
+        attempt,
+        input: input(core, context),
+    };
+    let intents = steps.iter().map(intent).collect();
+    core.record(intents).await?;
+    let outcomes = {
+        let core: &Core = core;
+        join_all(steps.iter().map(|step| effect(core, *step, context))).await
+    };
+    let mut halt = None;
+    let mut events = Vec::new();
+    for (step, outcome) in steps.iter().zip(outcomes) {
+        let step = step.name().to_owned();
+        match outcome {
+            Ok(output) => events.push(Event::StepDone { step, attempt, output }),
+            Err(Halt::Failed { error, .. }) => {
+                tracing::info!(step, %error, "a step failed");
+                events.push(Event::StepFailed { step: step.clone(), attempt, error: error.clone() });
+                halt.get_or_insert(Halt::Failed { step, error });
+            }
+            Err(fatal) => return Err(fatal),
+        }
+    }
+    if halt.is_none() {
+        events.extend(then(context));
+    }
+    core.record(events).await?;
+    halt.map_or(Ok(()), Err)
+}
+
+fn input(core: &Core, context: &Context) -> Value {
     let now = core.now();
-    let input = json!({
-        "epoch": context.epoch, "flow": context.flow, "boot_id": now.boot_id, "boot_ms": now.boot_ms
-    });
+    json!({ "epoch": context.epoch, "flow": context.flow, "boot_id": now.boot_id, "boot_ms": now.boot_ms })
+}
+
+/// The same as [`apply`], with another step right behind it: a success is written down with that one's intent.
+pub(crate) async fn apply_on(
+    core: &mut Core,
+    step: &dyn Step,
+    context: &Context,
+    then: impl FnOnce(&Context) -> Vec<Event> + Send,
+) -> Result<(), Halt> {
+    let (name, attempt) = (step.name(), context.attempt);
+    let input = input(core, context);
     core.record_one(Event::StepIntended { step: name.into(), attempt, input }).await?;
     match effect(core, step, context).await {
         Ok(output) => {
-            let mut events = vec![Event::StepDone { step: name.into(), attempt, output }];
-            events.extend(then(context));
-            core.record(events).await?;
+            core.defer(vec![Event::StepDone { step: name.into(), attempt, output }]);
+            core.defer(then(context));
             Ok(())
         }
         Err(Halt::Failed { error, .. }) => {
@@ -49,10 +103,15 @@ async fn effect(core: &Core, step: &dyn Step, context: &Context) -> Result<Value
     broken_in(core, "before", name).await?;
     core.hold_lease().await?;
     let deadline = step.deadline(context);
+    let began = Instant::now();
     let work = async {
         let output = step.apply(context).await?;
         if context.sabotage(&format!("repeat:{name}")) {
             step.apply(context).await?;
+        }
+        tracing::debug!(step = name, ms = began.elapsed().as_millis() as u64, "applied");
+        if step.proves_itself() {
+            return Ok(output);
         }
         match step.observe(context).await? {
             Observed::NotApplied => Err(PartError::temporary(
@@ -67,6 +126,7 @@ async fn effect(core: &Core, step: &dyn Step, context: &Context) -> Result<Value
         () = context.stop.cancelled() => Err(context.reason()),
         outcome = within(deadline, name, work) => outcome,
     };
+    tracing::debug!(step = name, ms = began.elapsed().as_millis() as u64, "ended");
     let output = outcome.map_err(|error| Halt::failed(name, error))?;
     broken_in(core, "after", name).await?;
     Ok(output)
@@ -159,7 +219,7 @@ impl Patience {
     }
 }
 
-/// Applies a step until it succeeds, or until `until`.
+/// Applies a step until it succeeds, or until `until`. Its success is written down with whatever is recorded next.
 pub(crate) async fn insist(
     core: &mut Core,
     step: &dyn Step,
@@ -169,7 +229,7 @@ pub(crate) async fn insist(
 ) -> Result<(), Halt> {
     let mut patience = Patience::new(until);
     loop {
-        match apply(core, step, context, &then).await {
+        match apply_on(core, step, context, &then).await {
             Ok(()) => return Ok(core.say_free(step.name()).await?),
             Err(Halt::Failed { error, .. }) => patience.next(core, step.name(), error).await?,
             Err(fatal) => return Err(fatal),

@@ -8,10 +8,11 @@ use crate::keeper::Keeper;
 use crate::saga;
 use crate::steps::{
     ArmGateways, CompareHot, Context, Drain, FenceOwner, HoldWrites, OpenOwner, ReadPosition, SealParts,
-    SettleGateways, StartWorkers, Step, StopWorkers,
+    SettleGateways, StartWorkers, Step, StopWorkers, Trips,
 };
 use rehome_journal::{Attempt, Event, Prediction, Stage, StepState, SwitchOutcome, SwitchReport};
-use rehome_part::{Error as PartError, ErrorKind, Fence, Side};
+use rehome_part::{Error as PartError, ErrorKind, Fence, Position, Side};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -20,25 +21,37 @@ use tokio_util::sync::CancellationToken;
 /// Why a rehearsal is taken back.
 const REHEARSAL: &str = "rehearsal";
 
-/// Every step that runs while writes wait, in order; their round trips make the `n` of the prediction.
-const WINDOW: [&dyn Step; 9] = [
-    &HoldWrites,
-    &StopWorkers,
-    &FenceOwner,
-    &ReadPosition,
-    &Drain,
-    &CompareHot,
-    &SealParts,
-    &OpenOwner,
-    &SettleGateways,
+/// Every step that runs while writes wait, in order; steps of one row run at once.
+const WINDOW: [&[&dyn Step]; 8] = [
+    &[&HoldWrites],
+    &[&StopWorkers],
+    &[&FenceOwner],
+    &[&ReadPosition],
+    &[&Drain],
+    BEFORE_COMMIT,
+    &[&OpenOwner],
+    &[&SettleGateways],
 ];
 
-/// Journal writes on the way from the hold to the release, each about one fsync.
-pub(crate) const WINDOW_APPENDS: u32 = 2 * WINDOW.len() as u32 + 1;
+/// Both need the drain and nothing of each other, and both must end before the commit.
+const BEFORE_COMMIT: &[&dyn Step] = &[&CompareHot, &SealParts];
+
+/// Durable writes on the way from the hold to the release: one before each row, SEALED, the decision and its record.
+pub(crate) const WINDOW_APPENDS: u32 = WINDOW.len() as u32 + 3;
 
 /// Round trips while writes wait, counted from the steps.
-pub(crate) fn round_trips() -> u32 {
-    WINDOW.iter().map(|step| step.round_trips()).sum()
+pub(crate) fn trips() -> Trips {
+    trips_of(|_| true)
+}
+
+fn trips_of(counts: impl Fn(&dyn Step) -> bool) -> Trips {
+    let mut sum = Trips::default();
+    for row in WINDOW {
+        let counted = row.iter().filter(|step| counts(**step)).map(|step| step.trips());
+        let row = counted.fold(Trips::default(), Trips::beside);
+        sum = Trips { entry: sum.entry + row.entry, from: sum.from + row.from, to: sum.to + row.to };
+    }
+    sum
 }
 
 /// How an attempt ended; its report is in the journal.
@@ -108,14 +121,14 @@ fn unreachable_watch() -> Result<(), Halt> {
 
 /// ARMED to SEALED.
 async fn forward(core: &mut Core, context: &Context, keeper: &Keeper) -> Result<(), Halt> {
-    saga::apply(core, &ArmGateways, context, |_| Vec::new()).await?;
+    saga::apply_on(core, &ArmGateways, context, |_| Vec::new()).await?;
     if context.sabotage("drop-delta") {
         core.units.stop_following().await;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     keeper.stage.asking.store(true, Ordering::Release);
     let clock = std::sync::Arc::clone(&core.world.clock);
-    saga::apply(core, &HoldWrites, context, |context| {
+    saga::apply_on(core, &HoldWrites, context, |context| {
         let hold = context.notes().hold.clone();
         vec![Event::WritesHeld {
             gateways: hold.gateways,
@@ -125,24 +138,23 @@ async fn forward(core: &mut Core, context: &Context, keeper: &Keeper) -> Result<
     })
     .await?;
     keeper.stage.held.store(true, Ordering::Release);
-    saga::apply(core, &StopWorkers, context, |_| Vec::new()).await?;
-    saga::apply(core, &FenceOwner, context, |_| Vec::new()).await?;
-    saga::apply(core, &ReadPosition, context, |context| {
+    saga::apply_on(core, &StopWorkers, context, |_| Vec::new()).await?;
+    saga::apply_on(core, &FenceOwner, context, |_| Vec::new()).await?;
+    saga::apply_on(core, &ReadPosition, context, |context| {
         let notes = context.notes();
         let (positions, proved) = (notes.fence.clone(), notes.fence_proved);
         vec![Event::Fenced { positions, proved, boot_ms: clock.boot_millis() }]
     })
     .await?;
-    saga::apply(core, &Drain, context, |context| {
+    saga::apply_on(core, &Drain, context, |context| {
         let notes = context.notes();
         let (changes, marker_seen) = (notes.changes, notes.marker_seen);
         vec![Event::Drained { changes, marker_seen, boot_ms: clock.boot_millis() }]
     })
     .await?;
-    saga::apply(core, &CompareHot, context, |_| Vec::new()).await?;
     // From here no follower may write on the side that is about to become the owner.
     core.units.stop_following().await;
-    saga::apply(core, &SealParts, context, |context| {
+    saga::apply_together(core, BEFORE_COMMIT, context, |context| {
         let reverse_starts = context.notes().reverse_starts.clone();
         vec![Event::Sealed { reverse_starts, boot_ms: clock.boot_millis() }]
     })
@@ -334,11 +346,12 @@ async fn conclude(
     most_waiting: u64,
     fate: Fate,
 ) -> Result<SwitchEnd, EngineError> {
+    core.record(Vec::new()).await?;
     let pause_ms = last_pause(core).await?;
     let notes = context.notes().clone();
-    let done = |step: &&&dyn Step| {
+    let done = trips_of(|step| {
         core.state.step(step.name(), attempt.number).is_some_and(|s| s != StepState::Intended)
-    };
+    });
     let report = SwitchReport {
         attempt: attempt.number,
         epoch: core.state.epoch,
@@ -353,7 +366,7 @@ async fn conclude(
         predicted: predicted.clone(),
         pause_ms,
         floor_ms: predicted.rtt_ms + predicted.in_flight_ms,
-        round_trips: WINDOW.iter().filter(done).map(|step| step.round_trips()).sum(),
+        round_trips: predicted.round_trips.min(done.from + done.to),
         rtt_ms: predicted.rtt_ms,
         states: core.state_times(),
         one_writable_side_proved: notes.fence_proved,
@@ -367,6 +380,10 @@ async fn conclude(
             Event::SwitchAborted { why: why.clone(), keep_verified: *keep_verified }
         }
     };
+    if matches!(fate, Fate::Committed) {
+        // what the window compared is equal up to the seal
+        core.compared = (!notes.reverse_starts.is_empty()).then(|| (flow, notes.reverse_starts.clone()));
+    }
     core.units.start_following(flow);
     core.record(vec![end, Event::SwitchReported { report: report.clone() }]).await?;
     Ok(match report.outcome.clone() {
@@ -402,9 +419,10 @@ pub(crate) async fn recover(core: &mut Core) -> Result<(), EngineError> {
         _ => abort(core, "the engine was lost", true).await?,
     };
     let context = context_of(core, &attempt);
-    let (predicted, proved, drained) = remembered(core, attempt.number).await?;
+    let (predicted, proved, drained, reverse_starts) = remembered(core, attempt.number).await?;
     context.notes().fence_proved = proved;
     context.notes().marker_seen = drained;
+    context.notes().reverse_starts = reverse_starts;
     conclude(core, &attempt, &context, &predicted, 0, fate).await.map(drop)
 }
 
@@ -418,19 +436,23 @@ async fn adopt_decisions(core: &mut Core, attempt: &Attempt) -> Result<(), Engin
     Ok(())
 }
 
-/// What the lost engine wrote down about its attempt: its prediction, and whether fence and drain were proved.
-async fn remembered(core: &Core, number: u64) -> Result<(Prediction, bool, bool), EngineError> {
+/// What the lost engine wrote down about its attempt: its prediction, whether fence and drain were proved, and the seal.
+async fn remembered(
+    core: &Core,
+    number: u64,
+) -> Result<(Prediction, bool, bool, BTreeMap<String, Position>), EngineError> {
     let journal = std::sync::Arc::clone(&core.journal);
     let after = journal.seq().saturating_sub(2_000);
     let events = crate::core::blocking(move || journal.events_since(after, 2_000)).await?;
-    let mut found = (Prediction::default(), false, false);
+    let mut found = (Prediction::default(), false, false, BTreeMap::new());
     for record in &events {
         match &record.event {
             Event::SwitchArmed { attempt, predicted, .. } if *attempt == number => {
-                found = (predicted.clone(), false, false);
+                found = (predicted.clone(), false, false, BTreeMap::new());
             }
             Event::Fenced { proved, .. } => found.1 = *proved,
             Event::Drained { marker_seen, .. } => found.2 = *marker_seen,
+            Event::Sealed { reverse_starts, .. } => found.3.clone_from(reverse_starts),
             _ => {}
         }
     }

@@ -3,8 +3,10 @@
 
 use crate::settings::{Settings, World};
 use crate::task::Task;
+use futures::future::join_all;
 use rehome_part::{
-    CopySummary, Error as PartError, ErrorKind, Flow, FollowState, Part, Progress, Scope, Verification,
+    CopySummary, Error as PartError, ErrorKind, Flow, FollowState, Part, Position, Progress, Scope,
+    Verification,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,10 +19,24 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What a unit says.
 #[derive(Debug)]
 pub(crate) enum Report {
-    Copied { part: String, summary: CopySummary },
-    CopyFailed { part: String, error: PartError },
-    FollowFailed { part: String, error: PartError },
-    Verified { outcome: Result<Verification, PartError> },
+    Copied {
+        part: String,
+        summary: CopySummary,
+    },
+    CopyFailed {
+        part: String,
+        error: PartError,
+    },
+    FollowFailed {
+        part: String,
+        error: PartError,
+    },
+    /// `since`: each part's position of `flow` before its comparison began.
+    Verified {
+        outcome: Result<Verification, PartError>,
+        flow: Flow,
+        since: BTreeMap<String, Position>,
+    },
 }
 
 /// Totals of a copy: done objects, done bytes, expected objects, expected bytes.
@@ -150,8 +166,11 @@ impl Units {
 
     pub async fn stop_following(&mut self) {
         self.freshness.clear();
-        for (name, (_, task)) in std::mem::take(&mut self.follows) {
+        let ending = std::mem::take(&mut self.follows).into_iter().map(|(name, (_, task))| async move {
             task.end(PATIENCE).await;
+            name
+        });
+        for name in join_all(ending).await {
             if let Some(notebook) = self.notebooks.get(&name) {
                 notebook.send_replace(FollowState::default());
             }
@@ -166,18 +185,22 @@ impl Units {
     pub fn start_verify(&mut self, flow: Flow) {
         let (says, parts) = (self.says.clone(), self.world.parts.clone());
         self.verify = Some(Task::start(move |stop| async move {
-            let mut sum = Verification::default();
+            let (mut sum, mut since) = (Verification::default(), BTreeMap::new());
             for part in parts {
-                match part.verify(flow, Scope::Full, Arc::new(Unseen), stop.clone()).await {
+                let compared = async {
+                    since.insert(part.name().to_owned(), part.head(flow).await?);
+                    part.verify(flow, Scope::Full, Arc::new(Unseen), stop.clone()).await
+                };
+                match compared.await {
                     Ok(result) => add(&mut sum, result),
                     Err(_) if stop.is_cancelled() => return,
                     Err(error) => {
-                        let _ = says.send(Report::Verified { outcome: Err(error) });
+                        let _ = says.send(Report::Verified { outcome: Err(error), flow, since });
                         return;
                     }
                 }
             }
-            let _ = says.send(Report::Verified { outcome: Ok(sum) });
+            let _ = says.send(Report::Verified { outcome: Ok(sum), flow, since });
         }));
     }
 
@@ -209,7 +232,7 @@ impl Units {
     }
 }
 
-fn add(sum: &mut Verification, result: Verification) {
+pub(crate) fn add(sum: &mut Verification, result: Verification) {
     sum.compared += result.compared;
     sum.bytes += result.bytes;
     sum.in_motion += result.in_motion;

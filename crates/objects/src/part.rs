@@ -14,6 +14,7 @@ use crate::verify::{self, Extras, Followed};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use rehome_part::{
     Assessment, Capabilities, CopySummary, Drained, Error, ErrorKind, Fence, Finding, Flow, FollowReport,
     Follows, Marker, Part, Position, Progress, Result, Scope, Seal, Side, Verification,
@@ -23,12 +24,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How often a drain looks at what our follower wrote down; no call to a side.
-const DRAIN_LOOK: Duration = Duration::from_millis(2);
-/// How often it looks for the marker on the other side without having been told that it was carried there.
-const MARKER_LOOK: Duration = Duration::from_millis(200);
-/// Connections opened to each side before a switch.
-const WARM_CONNECTIONS: usize = 16;
+/// How often a drain looks at what the follower wrote down; no call to a side.
+const DRAIN_LOOK: Duration = Duration::from_millis(3);
+/// How often it looks for the marker on the other side when the position does not move.
+const MARKER_LOOK: Duration = Duration::from_millis(100);
+const LOOKS_AT_ONCE: usize = 4;
+/// Connections opened to each side before a switch, at most.
+const WARM_CONNECTIONS: usize = 8;
 /// A policy that was read longer ago is read again.
 const FORMER_POLICY_AGE: Duration = Duration::from_secs(10);
 const COPIED_ONCE: &str = "copied-once";
@@ -386,27 +388,30 @@ impl Part for ObjectsPart {
     ) -> Result<Drained> {
         let applied_now = || Ok::<_, Error>(self.mover.state.applied(flow)?.map(|applied| applied.position));
         let before = applied_now()?;
-        let key = marker_key(marker);
-        let mut looked = Instant::now();
+        let mut looks = FuturesUnordered::new();
+        let (mut looked_after, mut looked_at) = (None, Instant::now());
         let mut marker_seen = false;
         loop {
             if stop.is_cancelled() {
                 return Err(Error::cancelled());
             }
-            // What the follower says of the marker is only a hint when to look; what counts is our own look.
-            let carried = self.mover.state.mark_of(&key)?.is_some_and(|mark| mark.done);
-            if !marker_seen && (carried || looked.elapsed() >= MARKER_LOOK) {
-                marker_seen = self.is_marker_there(flow.to(), marker).await?;
-                looked = Instant::now();
-            }
-            if marker_seen && applied_now()?.is_some_and(|applied| Place::covers(&applied, fence)) {
-                // Read again: the marker may have come with a later position.
-                let Some(applied) = applied_now()? else { continue };
-                let changes = changes_between(before.as_ref(), &applied);
-                return Ok(Drained { applied, marker_seen, changes });
+            let applied = applied_now()?.filter(|applied| Place::covers(applied, fence));
+            if let Some(applied) = applied {
+                if marker_seen {
+                    let changes = changes_between(before.as_ref(), &applied);
+                    return Ok(Drained { applied, marker_seen, changes });
+                }
+                // Whenever more was applied the marker may have come. A look is not waited for before the next one begins:
+                // one that began too early must not cost a round trip.
+                let is_news = looked_after.as_ref() != Some(&applied) && looks.len() < LOOKS_AT_ONCE;
+                if is_news || (looks.is_empty() && looked_at.elapsed() >= MARKER_LOOK) {
+                    looks.push(self.is_marker_there(flow.to(), marker));
+                    (looked_after, looked_at) = (Some(applied), Instant::now());
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => {}
+                Some(seen) = looks.next(), if !looks.is_empty() => marker_seen |= seen?,
                 () = tokio::time::sleep(DRAIN_LOOK) => {}
             }
         }

@@ -23,6 +23,8 @@ const DIFFERENCES_TOLD: usize = 100;
 const CANDIDATES: usize = 10_000;
 /// Looks at one key before it counts as moving.
 const LOOKS: u32 = 4;
+/// Looks at once for each object that may be under way at once: a look is a question and an answer, no content.
+const LOOKS_FOR_EACH: usize = 4;
 /// Changed keys held at once; more of them and a listing is cheaper.
 const CHANGED_KEYS: usize = 200_000;
 
@@ -132,6 +134,7 @@ pub(crate) async fn look(mover: &Mover, flow: Flow, key: &str) -> Result<Look> {
 
 /// Reads, and compares against what the other side reports where that is enough.
 async fn same_content(mover: &Mover, flow: Flow, key: &str, from: &Meta, to: &Meta) -> Result<bool> {
+    tracing::debug!(key, "no checksum that both sides report; reading");
     let read = async |side| read_digest(mover, side, key).await;
     // One side's CRC is as good as its content.
     let first = read(flow.from()).await?;
@@ -210,6 +213,7 @@ pub(crate) async fn since(
     stop: &CancellationToken,
 ) -> Result<Verification> {
     let extras = Extras::DifferIfOurs;
+    let began = tokio::time::Instant::now();
     match (Place::parse(position), feed) {
         (Some(Place::Feed(after)), Some(feed)) => {
             let Some(keys) =
@@ -217,11 +221,15 @@ pub(crate) async fn since(
             else {
                 return full(mover, flow, extras, motion, progress, stop).await;
             };
+            let (changed, asked) = (keys.len(), began.elapsed());
             let mut verifying = Verifying::new(mover, flow, extras, motion, progress, stop);
             for key in keys {
                 verifying.begin_look(key, 0).await?;
             }
-            verifying.settle().await
+            let result = verifying.settle().await;
+            let (asked_ms, ms) = (asked.as_millis() as u64, began.elapsed().as_millis() as u64);
+            tracing::debug!(%flow, changed, asked_ms, ms, "compared what changed");
+            result
         }
         (Some(Place::Pass(number)), None) => match mover.state.pass_begun_at(flow, number)? {
             Some(begun) => {
@@ -341,7 +349,7 @@ impl<'a> Verifying<'a> {
         if self.stop.is_cancelled() {
             return Err(Error::cancelled());
         }
-        while self.tasks.len() >= self.mover.settings.concurrency.max(1) {
+        while self.tasks.len() >= looks_at_once(self.mover) {
             self.end_look().await?;
         }
         let (mover, flow) = (Arc::clone(self.mover), self.flow);
@@ -371,10 +379,9 @@ impl<'a> Verifying<'a> {
             self.end_look().await?;
         }
         let (mover, flow, motion, stop) = (self.mover, self.flow, self.motion, self.stop);
-        let at_once = mover.settings.concurrency.max(1);
         let mut looks = futures::stream::iter(std::mem::take(&mut self.candidates))
             .map(|key| again(mover, flow, motion, stop, key))
-            .buffer_unordered(at_once);
+            .buffer_unordered(looks_at_once(mover));
         let mut told = Vec::new();
         while let Some(settled) = looks.next().await {
             match settled? {
@@ -402,6 +409,10 @@ impl<'a> Verifying<'a> {
         );
         Ok(std::mem::take(&mut self.result))
     }
+}
+
+fn looks_at_once(mover: &Mover) -> usize {
+    mover.settings.concurrency.max(1) * LOOKS_FOR_EACH
 }
 
 /// What a candidate turned out to be.

@@ -1,6 +1,6 @@
 //! Steps at the entry: gateways and workers. Gateways do what they are told under our token and decide nothing.
 
-use super::{Context, Observed, Step};
+use super::{Context, Observed, Step, Trips};
 use async_trait::async_trait;
 use rehome_part::{Result, Side};
 use serde_json::{Value, json};
@@ -100,8 +100,13 @@ impl Step for HoldWrites {
         context.settings.in_flight_deadline + MESSAGE
     }
 
-    fn round_trips(&self) -> u32 {
-        1
+    fn trips(&self) -> Trips {
+        Trips { entry: 1, ..Trips::default() }
+    }
+
+    /// Every gateway answered that it holds and that nothing is in flight.
+    fn proves_itself(&self) -> bool {
+        true
     }
 
     async fn apply(&self, context: &Context) -> Result<Value> {
@@ -135,8 +140,14 @@ impl Step for SettleGateways {
         context.window(MESSAGE)
     }
 
-    fn round_trips(&self) -> u32 {
-        2
+    /// The share of reads, then the release.
+    fn trips(&self) -> Trips {
+        Trips { entry: 2, ..Trips::default() }
+    }
+
+    /// Every gateway answered that it has released what waited.
+    fn proves_itself(&self) -> bool {
+        true
     }
 
     async fn apply(&self, context: &Context) -> Result<Value> {

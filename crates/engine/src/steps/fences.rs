@@ -1,7 +1,7 @@
 //! Steps that close the old owner and open the new one. A fence counts only when a refused write proved it, where that can be
 //! tried; an opened side counts only when it takes a write again.
 
-use super::{Context, Observed, Step};
+use super::{Context, Observed, Step, Trips};
 use async_trait::async_trait;
 use rehome_part::{Error, ErrorKind, Fence, Part, Result, Side};
 use serde_json::{Value, json};
@@ -55,9 +55,9 @@ impl Step for FenceOwner {
         context.window(context.settings.fence_deadline)
     }
 
-    /// Read what is there, write the fence, one refused write.
-    fn round_trips(&self) -> u32 {
-        3
+    /// The fence, unfinished uploads behind it, one refused write.
+    fn trips(&self) -> Trips {
+        Trips { from: 3, ..Trips::default() }
     }
 
     async fn apply(&self, context: &Context) -> Result<Value> {
@@ -105,9 +105,14 @@ impl Step for OpenOwner {
         context.window(Duration::from_secs(1))
     }
 
-    /// Read what is there, take the fence away, one write that is taken.
-    fn round_trips(&self) -> u32 {
-        3
+    /// The fence taken away, one write that is taken.
+    fn trips(&self) -> Trips {
+        Trips { to: 2, ..Trips::default() }
+    }
+
+    /// It ends with a look of its own.
+    fn proves_itself(&self) -> bool {
+        true
     }
 
     async fn apply(&self, context: &Context) -> Result<Value> {

@@ -122,20 +122,11 @@ impl Context {
         self.world.faults.sabotage(name)
     }
 
-    /// Does the same to every part at once; the first failure is the answer, after all have ended.
     async fn each_part<T, F>(&self, work: impl Fn(Arc<dyn Part>) -> F) -> Result<Vec<T>>
     where
         F: Future<Output = Result<T>>,
     {
-        let work = &work;
-        let named = self.world.parts.iter().map(|part| async move {
-            let name = part.name().to_owned();
-            work(Arc::clone(part)).await.map_err(|mut error| {
-                error.text = format!("{name}: {}", error.text);
-                error
-            })
-        });
-        join_all(named).await.into_iter().collect()
+        each_part(&self.world.parts, work).await
     }
 
     /// Looks at the fences of `side` by trying to write; parts without a fence are left out.
@@ -147,6 +138,46 @@ impl Context {
     }
 }
 
+/// Does the same to every part at once; the first failure, with the part's name, is the answer, after all have ended.
+pub(crate) async fn each_part<T, F>(
+    parts: &[Arc<dyn Part>],
+    work: impl Fn(Arc<dyn Part>) -> F,
+) -> Result<Vec<T>>
+where
+    F: Future<Output = Result<T>>,
+{
+    let work = &work;
+    let named = parts.iter().map(|part| async move {
+        let name = part.name().to_owned();
+        work(Arc::clone(part)).await.map_err(|mut error| {
+            error.text = format!("{name}: {}", error.text);
+            error
+        })
+    });
+    join_all(named).await.into_iter().collect()
+}
+
+/// Round trips to the entry and to each side, one part's calls counted: parts go side by side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Trips {
+    pub entry: u32,
+    /// To the side that owned the data.
+    pub from: u32,
+    /// To the side that is to own it.
+    pub to: u32,
+}
+
+impl Trips {
+    /// Both at once.
+    pub fn beside(self, other: Self) -> Self {
+        Self {
+            entry: self.entry.max(other.entry),
+            from: self.from.max(other.from),
+            to: self.to.max(other.to),
+        }
+    }
+}
+
 /// One finite step.
 #[async_trait]
 pub(crate) trait Step: Debug + Send + Sync {
@@ -155,9 +186,15 @@ pub(crate) trait Step: Debug + Send + Sync {
 
     fn deadline(&self, context: &Context) -> Duration;
 
-    /// Round trips between the sides that it needs at most while writes wait, one part's calls counted (parts go side by side).
-    fn round_trips(&self) -> u32 {
-        0
+    /// The calls it makes one after the other while writes wait and everything goes well; docs/design/write-pause.md says
+    /// what each is for.
+    fn trips(&self) -> Trips {
+        Trips::default()
+    }
+
+    /// Is a success of `apply` an answer from the world that needs no other look?
+    fn proves_itself(&self) -> bool {
+        false
     }
 
     async fn apply(&self, context: &Context) -> Result<Value>;

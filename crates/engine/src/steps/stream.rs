@@ -1,7 +1,7 @@
 //! Steps on the stream of changes while writes wait: the fence position, the drain to it and to the marker, the comparison of
 //! what changed since ARMED, and the seal.
 
-use super::{Context, Observed, Step, past_deadline};
+use super::{Context, Observed, Step, Trips, past_deadline};
 use crate::units::Unseen;
 use async_trait::async_trait;
 use rehome_part::{Error, ErrorKind, Part, Position, Result, Scope};
@@ -17,7 +17,8 @@ async fn heads(context: &Context) -> Result<BTreeMap<String, Position>> {
     Ok(all.into_iter().collect())
 }
 
-/// Reads the position after which the old owner took no write.
+/// Reads the position after which the old owner took no write, and writes the marker behind that last write: both come
+/// after the fence and neither needs the other.
 #[derive(Debug)]
 pub(crate) struct ReadPosition;
 
@@ -31,17 +32,26 @@ impl Step for ReadPosition {
         context.window(context.settings.fence_deadline) + context.drain
     }
 
-    fn round_trips(&self) -> u32 {
-        1
+    fn trips(&self) -> Trips {
+        Trips { from: 1, ..Trips::default() }
     }
 
     async fn apply(&self, context: &Context) -> Result<Value> {
-        let found = if context.sabotage("drop-delta") {
-            context.notes().armed.clone()
-        } else {
-            heads(context).await?
+        if context.sabotage("drop-delta") {
+            let armed = context.notes().armed.clone();
+            context.notes().fence = armed;
+            return Ok(json!({ "sabotage": true }));
+        }
+        let (flow, marker) = (context.flow, &context.marker());
+        let marks = async {
+            if context.sabotage("skip-marker") {
+                return Ok(Vec::new());
+            }
+            context.each_part(|part| async move { part.mark(flow, marker).await }).await
         };
-        context.notes().fence = found;
+        let (found, marked) = tokio::join!(heads(context), marks);
+        marked?;
+        context.notes().fence = found?;
         Ok(Value::Null)
     }
 
@@ -55,7 +65,7 @@ impl Step for ReadPosition {
     }
 }
 
-/// Writes the marker behind the last write, and waits until both have arrived on the other side.
+/// Waits until the last write and the marker behind it have arrived on the other side.
 #[derive(Debug)]
 pub(crate) struct Drain;
 
@@ -68,7 +78,6 @@ impl Drain {
         if context.sabotage("drop-delta") || context.sabotage("skip-marker") {
             return Ok((0, false));
         }
-        part.mark(flow, &marker).await?;
         let drained = part.drain(flow, &fence, &marker, context.stop.clone()).await?;
         if !drained.marker_seen || !part.covers(&drained.applied, &fence) {
             return Err(Error::permanent(
@@ -90,9 +99,10 @@ impl Step for Drain {
         context.window((context.drain * 2).max(context.settings.drain_floor))
     }
 
-    /// The marker's write, its way through the follower (read there, write here), and reading it back.
-    fn round_trips(&self) -> u32 {
-        4
+    /// The follower reads the marker (it was told of it together with the marker's own answer) and writes it; then it is
+    /// read back.
+    fn trips(&self) -> Trips {
+        Trips { from: 1, to: 2, ..Trips::default() }
     }
 
     async fn apply(&self, context: &Context) -> Result<Value> {
@@ -127,8 +137,9 @@ impl Step for CompareHot {
         context.window((context.drain * 2).max(context.settings.drain_floor))
     }
 
-    fn round_trips(&self) -> u32 {
-        2
+    /// What changed, then a look at all of it at once, on both sides.
+    fn trips(&self) -> Trips {
+        Trips { from: 2, to: 1, ..Trips::default() }
     }
 
     async fn apply(&self, context: &Context) -> Result<Value> {
@@ -180,8 +191,8 @@ impl Step for SealParts {
         context.window(context.settings.seal_deadline)
     }
 
-    fn round_trips(&self) -> u32 {
-        1
+    fn trips(&self) -> Trips {
+        Trips { to: 1, ..Trips::default() }
     }
 
     async fn apply(&self, context: &Context) -> Result<Value> {
