@@ -26,9 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 /// How often a drain looks at what the follower wrote down; no call to a side.
 const DRAIN_LOOK: Duration = Duration::from_millis(3);
-/// How often it looks for the marker on the other side when the position does not move.
-const MARKER_LOOK: Duration = Duration::from_millis(100);
-const LOOKS_AT_ONCE: usize = 4;
+/// The time between two looks for the marker on the other side, at least.
+const MARKER_LOOK: Duration = Duration::from_millis(15);
+/// Looks under way at once; with the time between them, enough for a quarter of a second to the other side.
+const LOOKS_AT_ONCE: usize = 16;
 /// Connections opened to each side before a switch, at most.
 const WARM_CONNECTIONS: usize = 8;
 /// A policy that was read longer ago is read again.
@@ -388,26 +389,26 @@ impl Part for ObjectsPart {
     ) -> Result<Drained> {
         let applied_now = || Ok::<_, Error>(self.mover.state.applied(flow)?.map(|applied| applied.position));
         let before = applied_now()?;
+        let began = Instant::now();
         let mut looks = FuturesUnordered::new();
-        let (mut looked_after, mut looked_at) = (None, Instant::now());
+        let mut looked_at = None;
         let mut marker_seen = false;
         loop {
             if stop.is_cancelled() {
                 return Err(Error::cancelled());
             }
             let applied = applied_now()?.filter(|applied| Place::covers(applied, fence));
-            if let Some(applied) = applied {
-                if marker_seen {
-                    let changes = changes_between(before.as_ref(), &applied);
-                    return Ok(Drained { applied, marker_seen, changes });
-                }
-                // Whenever more was applied the marker may have come. A look is not waited for before the next one begins:
-                // one that began too early must not cost a round trip.
-                let is_news = looked_after.as_ref() != Some(&applied) && looks.len() < LOOKS_AT_ONCE;
-                if is_news || (looks.is_empty() && looked_at.elapsed() >= MARKER_LOOK) {
-                    looks.push(self.is_marker_there(flow.to(), marker));
-                    (looked_after, looked_at) = (Some(applied), Instant::now());
-                }
+            if marker_seen && let Some(applied) = applied {
+                let changes = changes_between(before.as_ref(), &applied);
+                return Ok(Drained { applied, marker_seen, changes });
+            }
+            // A look is not waited for before the next one begins: waiting for the follower's word, or for a look that came
+            // too early, would cost a round trip while writes wait. Far apart when the drain is long anyway.
+            let pause = MARKER_LOOK.max(began.elapsed() / 8);
+            let is_due = looked_at.is_none_or(|at: Instant| at.elapsed() >= pause);
+            if !marker_seen && is_due && looks.len() < LOOKS_AT_ONCE {
+                looks.push(self.is_marker_there(flow.to(), marker));
+                looked_at = Some(Instant::now());
             }
             tokio::select! {
                 () = stop.cancelled() => {}

@@ -99,10 +99,10 @@ impl Step for Drain {
         context.window((context.drain * 2).max(context.settings.drain_floor))
     }
 
-    /// The follower reads the marker (it was told of it together with the marker's own answer) and writes it; then it is
-    /// read back.
+    /// The follower reads the marker (it was told of it together with the marker's own answer) and writes it. Looking for it
+    /// on the other side goes on all the while and ends with that write's own answer.
     fn trips(&self) -> Trips {
-        Trips { from: 1, to: 2, ..Trips::default() }
+        Trips { from: 1, to: 1, ..Trips::default() }
     }
 
     async fn apply(&self, context: &Context) -> Result<Value> {
