@@ -17,7 +17,7 @@ bench=${CARGO_TARGET_DIR:-target}/release/examples/mover_bench
 
 # Starts a server on a folder; its address goes into the file $2.
 serve() {
-    mkdir -p "$work/$1"
+    mkdir -p "$work/$1" && : >"$work/$1.log"
     "$rclone" serve s3 --addr 127.0.0.1:0 --auth-key "$BENCH_ACCESS_KEY,$BENCH_SECRET_KEY" "$work/$1" 2>"$work/$1.log" &
     started="$started $!"
     tries=0

@@ -16,11 +16,12 @@ pub(crate) use transfer::{Carried, known_checksums};
 
 use crate::listing::{Lister, Merge};
 use crate::store::Store;
+use bytes::{Bytes, BytesMut};
 use rehome_part::{Flow, Result, Side};
 use state::State;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -60,10 +61,10 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             concurrency: 32,
-            memory_bytes: 128 * MIB,
+            memory_bytes: 64 * MIB,
             retry: RetryPolicy::default(),
-            whole_bytes: 16 * MIB,
-            part_bytes: 16 * MIB,
+            whole_bytes: 8 * MIB,
+            part_bytes: 8 * MIB,
             sort_memory_bytes: 32 << 20,
             shuffle_keys: 4_096,
             relist_every: Duration::from_secs(3_600),
@@ -84,6 +85,8 @@ pub(crate) struct Mover {
     pub state: Arc<State>,
     pub settings: Settings,
     memory: Arc<Semaphore>,
+    /// Buffers of parts that were written, for the next parts: memory given back and taken again costs time and holes.
+    spare: Mutex<Vec<BytesMut>>,
     disordered: [Arc<AtomicBool>; 2],
     folder: PathBuf,
     /// Objects written since this was made for which the target reported no checksum to compare.
@@ -112,6 +115,7 @@ impl Mover {
             state,
             settings,
             memory: Arc::new(Semaphore::new(units)),
+            spare: Mutex::default(),
             disordered: Default::default(),
             folder: folder.to_owned(),
             unproved: AtomicU64::new(0),
@@ -146,6 +150,30 @@ impl Mover {
     pub fn merge_before(&self, flow: Flow) -> Merge {
         let to = Lister { missing_is_empty: true, ..self.lister(flow.to()) };
         Merge::new(flow.from(), self.lister(flow.from()).list(), to.list())
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<BytesMut>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An empty buffer, with room when one is left over.
+    fn spare_buffer(&self) -> BytesMut {
+        self.spare().pop().unwrap_or_default()
+    }
+
+    /// Takes the buffer back when nobody else holds it. What is left over never exceeds a quarter of the budget.
+    fn keep_buffer(&self, content: Bytes) {
+        let Ok(mut buffer) = content.try_into_mut() else { return };
+        buffer.clear();
+        let mut spare = self.spare();
+        let kept: usize = spare.iter().map(BytesMut::capacity).sum();
+        if (kept + buffer.capacity()) as u64 <= self.settings.memory_bytes / 4 {
+            spare.push(buffer);
+        }
+    }
+
+    fn drop_buffers(&self) {
+        self.spare().clear();
     }
 
     /// Waits until `bytes` of content may be held. More than there is at all takes everything there is.

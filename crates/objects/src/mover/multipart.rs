@@ -96,6 +96,7 @@ impl Mover {
             }
             return Err(error);
         }
+        self.drop_buffers();
         self.finish_upload(flow, key, &meta, &upload, &parts, &lost).await?;
         Ok(Carried::Copied(meta.size))
     }
@@ -234,7 +235,7 @@ impl Mover {
                 let same = now.size == meta.size
                     && now.etag == meta.etag
                     && (meta.etag.is_some() || now.modified == meta.modified);
-                if same { collect(body, length).await } else { Err(changed()) }
+                if same { collect(body, length, self.spare_buffer()).await } else { Err(changed()) }
             })
             .await
             .map_err(|e| e.on(flow.from()))?;
@@ -245,6 +246,7 @@ impl Mover {
             .run(|| to.upload_part(key, upload, piece.number, content.clone()))
             .await
             .map_err(|e| e.on(flow.to()))?;
+        self.keep_buffer(content);
         let part = UploadedPart { size: length, ..part };
         self.state.part_uploaded(flow.to(), key, &part, &digest)?;
         Ok((part, digest))

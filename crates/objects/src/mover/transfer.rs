@@ -152,7 +152,7 @@ impl Mover {
                 }
                 permit = Some(self.reserve(meta.size).await);
             }
-            let content = collect(body, meta.size).await?;
+            let content = collect(body, meta.size, BytesMut::new()).await?;
             return Ok(Read::Whole(Box::new(meta), content, permit));
         }
     }
@@ -291,12 +291,13 @@ impl Mover {
     }
 }
 
-/// Reads exactly `size` bytes. One chunk is not copied again.
-pub(super) async fn collect(mut body: Body, size: u64) -> Result<Bytes> {
+/// Reads exactly `size` bytes, into `spare` when it is large enough. One chunk is not copied again.
+pub(super) async fn collect(mut body: Body, size: u64, spare: BytesMut) -> Result<Bytes> {
     let size = usize::try_from(size)
         .map_err(|_| Error::permanent(ErrorKind::Unsupported, "larger than the address space"))?;
     let mut first: Option<Bytes> = None;
     let mut rest: Option<BytesMut> = None;
+    let mut spare = Some(spare).filter(|spare| spare.capacity() >= size);
     let mut length = 0;
     while let Some(chunk) = body.next().await {
         let chunk = chunk?;
@@ -311,7 +312,8 @@ pub(super) async fn collect(mut body: Body, size: u64) -> Result<Bytes> {
             first = Some(chunk);
             continue;
         }
-        let buffer = rest.get_or_insert_with(|| BytesMut::with_capacity(size));
+        let buffer =
+            rest.get_or_insert_with(|| spare.take().unwrap_or_else(|| BytesMut::with_capacity(size)));
         if let Some(first) = first.take() {
             buffer.extend_from_slice(&first);
         }
@@ -407,10 +409,12 @@ mod tests {
         let body = |chunks: &'static [&'static [u8]]| -> Body {
             futures::stream::iter(chunks.iter().map(|chunk| Ok(Bytes::from_static(chunk)))).boxed()
         };
-        assert_eq!(collect(body(&[b"ab", b"c", b"de"]), 5).await.unwrap(), "abcde");
-        assert_eq!(collect(body(&[]), 0).await.unwrap(), "");
-        assert!(collect(body(&[b"ab"]), 3).await.unwrap_err().is_temporary());
-        assert!(collect(body(&[b"ab", b"cd"]), 3).await.unwrap_err().is_temporary());
+        assert_eq!(collect(body(&[b"ab", b"c", b"de"]), 5, BytesMut::new()).await.unwrap(), "abcde");
+        let spare = BytesMut::with_capacity(9);
+        assert_eq!(collect(body(&[b"ab", b"c", b"de"]), 5, spare).await.unwrap(), "abcde");
+        assert_eq!(collect(body(&[]), 0, BytesMut::new()).await.unwrap(), "");
+        assert!(collect(body(&[b"ab"]), 3, BytesMut::new()).await.unwrap_err().is_temporary());
+        assert!(collect(body(&[b"ab", b"cd"]), 3, BytesMut::new()).await.unwrap_err().is_temporary());
     }
 
     #[test]
