@@ -25,7 +25,7 @@ stage() {
   say "$name"
   local begun=$SECONDS
   if "$@" > "$marks/$name.log" 2>&1; then
-    printf '\n## %s\n\n`%s`: %s s\n\n%s\n' "$name" "$*" "$((SECONDS - begun))" "$(tail -n 3 "$marks/$name.log")" >> "$results"
+    printf '\n## %s\n\n`%s`: %s s\n\n%s\n' "$name" "$*" "$((SECONDS - begun))" "$(tail -n 12 "$marks/$name.log")" >> "$results"
     mv "$marks/$name.log" "$marks/$name"
   else
     printf '\n## %s\n\n`%s`: FAILED after %s s\n\n%s\n' "$name" "$*" "$((SECONDS - begun))" "$(tail -n 5 "$marks/$name.log")" >> "$results"
@@ -50,5 +50,6 @@ stage crash-matrix env REHOME_LONG=20 cargo nextest run -p rehome-cli -E 'test(/
 stage sabotage-matrix env REHOME_LONG=10 cargo nextest run -p rehome-cli -E 'test(/^sabotage::/)'
 stage five-gibibytes scripts/five_gibibytes.sh "$rehome"
 stage fuzz-migration-file scripts/fuzz.sh migration_file 600
-stage bench-copy benches/copy-vs-rclone.sh
+stage bench-small env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 20000 4096 5
+stage bench-large env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 8 268435456 3
 say "all stages are done; commit $results"
