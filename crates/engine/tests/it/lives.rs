@@ -2,7 +2,7 @@
 
 use crate::rig::{LONG, Plan, Rig, Running};
 use rehome_engine::{Command, CommandError, CommandOutcome, EngineError, Goal, RunEnd};
-use rehome_journal::{Phase, Reader, SwitchOutcome, Verdict};
+use rehome_journal::{Event, Phase, Reader, SwitchOutcome, Verdict};
 use rehome_part::{Epoch, Error, ErrorKind, Flow, Side};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -189,6 +189,62 @@ async fn a_follower_with_a_bug_is_caught_by_the_comparison_inside_the_window() {
     assert!(why.starts_with("compare"), "{why}");
     assert_eq!(gateways.standing(), Some((Epoch(2), Side::Source)));
     assert!(rig.world.is_writable(Side::Source));
+}
+
+/// Every gate of this name that was written down.
+fn gates_named(rig: &Rig, name: &str) -> Vec<rehome_journal::GateRecord> {
+    let events = Reader::open(rig.folder.path()).unwrap().events_since(0, 10_000).unwrap();
+    let gates = events.into_iter().filter_map(|record| match record.event {
+        Event::GateChecked { gate } if gate.name == name => Some(gate),
+        _ => None,
+    });
+    gates.collect()
+}
+
+fn comparisons(rig: &Rig) -> usize {
+    let events = Reader::open(rig.folder.path()).unwrap().events_since(0, 10_000).unwrap();
+    events.iter().filter(|record| matches!(record.event, Event::VerifyFinished { .. })).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_lost_after_the_comparison_is_found_before_the_switch_is_begun() {
+    let rig = Rig::new(Plan::Nothing);
+    let engine = Running::start(rig.create().await.unwrap());
+    engine.command(Command::Goal { goal: Goal::Ready }).await.unwrap();
+    rig.until_phase(Phase::Ready).await;
+    rig.world.behave(|behaviour| {
+        behaviour.lose_changes_of.insert("lost".into());
+    });
+    rig.world.write(Side::Source, "lost", "by the follower").unwrap();
+    let answer = engine.command(Command::Switch { rehearse: false }).await;
+    assert!(matches!(answer, Err(CommandError::GateNotMet { .. })), "{answer:?}");
+    let first = gates_named(&rig, "recent-changes-equal").into_iter().next().unwrap();
+    assert_eq!(first.verdict, Verdict::Fail, "{first:?}");
+    let view = rig.view();
+    assert_eq!((view.epoch, view.switches.len()), (Epoch::FIRST, 0), "no switch was begun");
+    assert_eq!(rig.gateways.standing(), Some((Epoch::FIRST, Side::Source)));
+    // once it is mended everything is compared again, and the switch goes through
+    rig.world.plant(Side::Target, "lost", Some(b"by the follower".to_vec()));
+    engine.command(Command::Goal { goal: Goal::Switched }).await.unwrap();
+    rig.until_phase(Phase::Switched).await;
+    rig.check_promises();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_saw_no_comparison_compares_everything_again_before_it_switches() {
+    let rig = Rig::new(Plan::Nothing);
+    let engine = Running::start(rig.create().await.unwrap());
+    engine.command(Command::Goal { goal: Goal::Ready }).await.unwrap();
+    rig.until_phase(Phase::Ready).await;
+    engine.kill().await;
+    assert_eq!(comparisons(&rig), 1);
+    let engine = Running::start(rig.open().await);
+    engine.command(Command::Switch { rehearse: false }).await.unwrap();
+    let verdicts: Vec<Verdict> =
+        gates_named(&rig, "recent-changes-equal").into_iter().map(|gate| gate.verdict).collect();
+    assert_eq!((verdicts[0], verdicts.last()), (Verdict::NoData, Some(&Verdict::Pass)));
+    assert_eq!(comparisons(&rig), 2);
+    rig.check_promises();
 }
 
 #[tokio::test(start_paused = true)]
