@@ -8,7 +8,6 @@ use rehome_part::{Error as PartError, ErrorKind, Flow, Position, Result, Scope, 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
 /// A round that compared no more than this leaves little enough.
 const FEW: u64 = 16;
@@ -75,7 +74,7 @@ async fn round(core: &Core, flow: Flow, since: &Positions) -> Result<(Positions,
         let name = part.name().to_owned();
         let head = part.head(flow).await?;
         let scope = since.get(&name).cloned().map_or(Scope::Full, Scope::Since);
-        let compared = part.verify(flow, scope, Arc::new(Unseen), CancellationToken::new());
+        let compared = part.verify(flow, scope, Arc::new(Unseen), core.stop.child_token());
         let (found, warm) = tokio::join!(compared, part.warm(flow));
         if let Err(error) = warm {
             // it says so again when it is needed in earnest
