@@ -171,7 +171,7 @@ pub struct FencePlan {
     pub close: Vec<String>,
     #[serde(default)]
     pub open: Vec<String>,
-    /// `by = "hook"`: an address of the service per side that takes `POST {"fence": true|false, "epoch": n}`.
+    /// `by = "hook"`: an address of the service per side that takes `POST {"fence": true|false, "side": "source"|"target"}`.
     #[serde(default)]
     pub source: Option<Hook>,
     #[serde(default)]

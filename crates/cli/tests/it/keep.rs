@@ -57,6 +57,10 @@ fn a_kept_demo_is_an_ordinary_run() {
     let refused = run(&["cancel", "--yes"]);
     assert_eq!(refused.code, 1, "the target owns the data: {}", refused.stdout);
     assert_eq!(run(&["reverse", "--yes"]).code, 21);
+    for words in [&["verify"][..], &["pause"], &["resume"], &["shift", "25%"], &["shift", "0"]] {
+        let steered = run(words);
+        assert_eq!(steered.code, 0, "{words:?}: {}", steered.stderr);
+    }
     let rehearsed = run(&["switch", "--rehearse", "--json"]).last_json();
     assert_eq!(rehearsed["outcome"]["outcome"], "rehearsed", "{rehearsed:#}");
     assert_eq!(
