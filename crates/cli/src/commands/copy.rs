@@ -154,11 +154,11 @@ pub async fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Exit, CliErro
             span(seconds),
             count(outcome.kept),
             count(outcome.deleted),
-            count(outcome.losses.len() as u64),
+            count(view::lost(&outcome.losses)),
         ));
     }
     let differs = outcome.verification.as_ref().is_some_and(|verification| !verification.is_equal());
-    Ok(if differs || !outcome.losses.is_empty() { Exit::Differences } else { Exit::Done })
+    Ok(if differs || view::lost(&outcome.losses) > 0 { Exit::Differences } else { Exit::Done })
 }
 
 /// A store as the migration file would describe it; options are endpoint, region, access key, secret key.

@@ -37,7 +37,7 @@ fn life(event: &Event) -> Option<String> {
             count(summary.objects),
             size(summary.bytes),
             count(summary.kept),
-            count(summary.losses.len() as u64)
+            count(super::lost(&summary.losses))
         ),
         Event::Copied => "first copy finished; following changes".into(),
         Event::VerifyFinished { compared, differences_total, .. } => {

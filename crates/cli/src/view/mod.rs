@@ -16,6 +16,11 @@ pub fn unit(span: rehome_spec::Span) -> String {
     span.to_string()
 }
 
+/// How many of a copy's findings are losses; remarks (a store that reports no checksum) are none.
+pub fn lost(findings: &[rehome_part::Finding]) -> u64 {
+    findings.iter().filter(|finding| finding.severity > rehome_part::Severity::Info).count() as u64
+}
+
 /// The status code a plain GET gets, or why there is none.
 pub async fn http_status(url: &str, deadline: Duration) -> Result<u16, String> {
     let uri: hyper::Uri = url.parse().map_err(|error| format!("not an address: {error}"))?;

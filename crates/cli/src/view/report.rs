@@ -64,7 +64,7 @@ pub fn show(printer: &Printer, view: &RunView) {
     ));
     for part in &view.parts {
         let (kept, losses) =
-            part.copied.as_ref().map_or((0, 0), |summary| (summary.kept, summary.losses.len() as u64));
+            part.copied.as_ref().map_or((0, 0), |summary| (summary.kept, super::lost(&summary.losses)));
         printer.line(&format!(
             "  {:<10} {} objects, {} (kept {}, {} not carried whole), {} changes followed",
             part.name,

@@ -91,6 +91,8 @@ pub(crate) struct Mover {
     folder: PathBuf,
     /// Objects written since this was made for which the target reported no checksum to compare.
     pub unproved: AtomicU64,
+    /// Parts that were written of objects still under way, for progress.
+    pub(super) bytes_of_parts: AtomicU64,
 }
 
 /// Memory is counted in these units, since a semaphore takes 32 bits.
@@ -119,6 +121,7 @@ impl Mover {
             disordered: Default::default(),
             folder: folder.to_owned(),
             unproved: AtomicU64::new(0),
+            bytes_of_parts: AtomicU64::new(0),
         })
     }
 

@@ -10,7 +10,7 @@ use crate::store::{Meta, PartLimits, UploadedPart};
 use rehome_part::{Error, ErrorKind, Flow, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -59,6 +59,29 @@ fn pieces(size: u64, part: u64) -> impl Iterator<Item = Piece> {
     })
 }
 
+/// Bytes of the parts of one object that are on the other side already, added to a sum as long as this lives.
+struct Written<'a> {
+    sum: &'a AtomicU64,
+    mine: u64,
+}
+
+impl<'a> Written<'a> {
+    fn new(sum: &'a AtomicU64) -> Self {
+        Self { sum, mine: 0 }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.mine += bytes;
+        self.sum.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Written<'_> {
+    fn drop(&mut self) {
+        self.sum.fetch_sub(self.mine, Ordering::Relaxed);
+    }
+}
+
 impl Mover {
     pub(super) async fn carry_parts(
         self: &Arc<Self>,
@@ -84,7 +107,12 @@ impl Mover {
                 return Ok(Carried::Copied(meta.size));
             }
         };
-        if let Err(error) = self.carry_missing(flow, key, &meta, &upload, &mut parts, stop).await {
+        // For progress only: gone again when this object is done, which then counts whole.
+        let mut written = Written::new(&self.bytes_of_parts);
+        written.add(parts.values().map(|(part, _)| part.size).sum());
+        if let Err(error) =
+            self.carry_missing(flow, key, &meta, &upload, &mut parts, &mut written, stop).await
+        {
             match error.kind {
                 ErrorKind::Changed => self.drop_upload(flow, key, &upload.id).await?,
                 // The upload is not there any more: begin again.
@@ -176,6 +204,10 @@ impl Mover {
         Ok(Some(kept.map(|(part, digest)| (part.number, (part, digest))).collect()))
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what one object is, what of it is done, and what stops it"
+    )]
     async fn carry_missing(
         self: &Arc<Self>,
         flow: Flow,
@@ -183,6 +215,7 @@ impl Mover {
         meta: &Arc<Meta>,
         upload: &OpenUpload,
         parts: &mut Parts,
+        written: &mut Written<'_>,
         stop: &CancellationToken,
     ) -> Result<()> {
         let missing: Vec<u32> = pieces(meta.size, upload.part_size)
@@ -208,6 +241,7 @@ impl Mover {
             let (part, digest) = ended.map_err(|error| {
                 Error::permanent(ErrorKind::Other, format!("a part's task died: {error}"))
             })??;
+            written.add(part.size);
             parts.insert(part.number, (part, digest));
         }
     }

@@ -7,6 +7,7 @@ use super::transfer::Carried;
 use crate::listing::{Merge, Pair, is_out_of_order, is_reserved};
 use rehome_part::{Error, ErrorKind, Flow, Progress, Result, Retry};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -301,7 +302,8 @@ impl<'a> Running<'a> {
 
     fn tell(&self) {
         let done = self.result.copied + self.result.kept + self.result.refused;
-        let bytes = self.result.copied_bytes + self.result.kept_bytes;
+        let parts = self.mover.bytes_of_parts.load(Ordering::Relaxed);
+        let bytes = self.result.copied_bytes + self.result.kept_bytes + parts;
         let known = self.merge.is_none();
         self.progress.update(
             done,
