@@ -10,7 +10,7 @@ use crate::steps::{
     ArmGateways, CompareHot, Context, Drain, FenceOwner, HoldWrites, OpenOwner, ReadPosition, SealParts,
     SettleGateways, StartWorkers, Step, StopWorkers, Trips,
 };
-use rehome_journal::{Attempt, Event, Prediction, Stage, StepState, SwitchOutcome, SwitchReport};
+use rehome_journal::{Attempt, Event, Prediction, Stage, StateTime, StepState, SwitchOutcome, SwitchReport};
 use rehome_part::{Error as PartError, ErrorKind, Fence, Position, Side};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -337,6 +337,13 @@ fn is_released(core: &Core) -> bool {
     core.state.attempt.as_ref().is_some_and(|attempt| attempt.released)
 }
 
+/// How long this switch waited for writes in flight, at most: it cannot be more than ARMED lasted, and the prediction is the
+/// 99.9th percentile of all writes, not of those that were under way.
+fn in_flight_ms(states: &[StateTime], predicted: &Prediction) -> f64 {
+    let armed = states.iter().find(|time| time.state == Stage::Armed.name());
+    armed.map_or(predicted.in_flight_ms, |time| predicted.in_flight_ms.min(time.ms as f64))
+}
+
 /// Writes the end of an attempt and its report down, both or none, and begins to follow away from whoever owns the data now.
 async fn conclude(
     core: &mut Core,
@@ -352,6 +359,7 @@ async fn conclude(
     let done = trips_of(|step| {
         core.state.step(step.name(), attempt.number).is_some_and(|s| s != StepState::Intended)
     });
+    let states = core.state_times();
     let report = SwitchReport {
         attempt: attempt.number,
         epoch: core.state.epoch,
@@ -365,10 +373,10 @@ async fn conclude(
         },
         predicted: predicted.clone(),
         pause_ms,
-        floor_ms: predicted.rtt_ms + predicted.in_flight_ms,
+        floor_ms: predicted.rtt_ms + in_flight_ms(&states, predicted),
         round_trips: predicted.round_trips.min(done.from + done.to),
         rtt_ms: predicted.rtt_ms,
-        states: core.state_times(),
+        states,
         one_writable_side_proved: notes.fence_proved,
         drain_proved: notes.marker_seen,
         most_waiting: most_waiting.max(notes.hold.waiting),
