@@ -6,7 +6,7 @@ use crate::daemon::launch::Extras;
 use crate::daemon::{log, process};
 use crate::exit::{CliError, Exit};
 use crate::paths::RunFolder;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -35,15 +35,9 @@ pub struct GuardArgs {
 
 #[derive(Debug, Args)]
 pub struct CloudArgs {
-    pub what: CloudPart,
+    #[arg(value_parser = ["s3", "shop", "delay"])]
+    pub what: String,
     pub config: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum CloudPart {
-    S3,
-    Shop,
-    Delay,
 }
 
 /// Leaves the terminal's session, so that neither Ctrl-C nor its end reaches this process.
@@ -80,11 +74,7 @@ pub async fn guard(context: &Context<'_>, args: &GuardArgs) -> Result<Exit, CliE
 
 pub async fn cloud(_: &Context<'_>, args: &CloudArgs) -> Result<Exit, CliError> {
     log::to_stderr();
-    let served = match args.what {
-        CloudPart::S3 => rehome_testkit::cloud::main_s3(&args.config).await,
-        CloudPart::Shop => rehome_testkit::shop::main(&args.config).await,
-        CloudPart::Delay => rehome_testkit::delay::main(&args.config).await,
-    };
+    let served = rehome_testkit::process(&args.what, &args.config).await;
     served.map_err(|error| CliError::failed(error.to_string()))?;
     Ok(Exit::Done)
 }
