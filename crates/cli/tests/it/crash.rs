@@ -50,7 +50,8 @@ killed! {
     engine_stopped_past_its_lease: "--mischief=engine-stop@FENCED";
 }
 
-/// The gateway dies with its open requests and no others: 16 clients have at most 16 open.
+/// The gateway dies with its open requests (16 clients have at most 16); until its service manager has started it again, new
+/// connections are refused and counted as failed, too. The bound of 200 covers both and does not tell them apart.
 #[test]
 fn gateway_at_held() {
     for _ in 0..times() {
