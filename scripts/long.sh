@@ -14,10 +14,11 @@ mkdir -p "$marks" "$(dirname "$results")"
 
 say() { printf '\n== %s\n' "$*" >&2; }
 
-# stage NAME COMMAND…: runs it once; its last line of output is the result.
+# stage NAME COMMAND…: runs it once; the end of its output is the result.
 stage() {
-  local name=$1
+  local name=$1 shown=12
   shift
+  [ "$1" = demos ] && shown=1
   if [ -e "$marks/$name" ]; then
     say "$name: done before"
     return
@@ -25,7 +26,8 @@ stage() {
   say "$name"
   local begun=$SECONDS
   if "$@" > "$marks/$name.log" 2>&1; then
-    printf '\n## %s\n\n`%s`: %s s\n\n%s\n' "$name" "$*" "$((SECONDS - begun))" "$(tail -n 12 "$marks/$name.log")" >> "$results"
+    printf '\n## %s\n\n`%s`, commit %s: %s s\n\n```text\n%s\n```\n' "$name" "$*" "$(git rev-parse --short HEAD)" \
+      "$((SECONDS - begun))" "$(tail -n "$shown" "$marks/$name.log")" >> "$results"
     mv "$marks/$name.log" "$marks/$name"
   else
     printf '\n## %s\n\n`%s`: FAILED after %s s\n\n%s\n' "$name" "$*" "$((SECONDS - begun))" "$(tail -n 5 "$marks/$name.log")" >> "$results"
@@ -34,22 +36,27 @@ stage() {
   fi
 }
 
-# demos COUNT ARGUMENTS…: that many demos, each must end well; prints the sums and the spread of the pause.
+# demos COUNT AT_ONCE ARGUMENTS…: that many demos, each must end well; prints the sums and the spread of the pause.
 demos() {
-  local count=$1
-  shift
-  scripts/repeat_demo.py --binary "$rehome" --count "$count" -- "$@"
+  local count=$1 at_once=$2
+  shift 2
+  scripts/repeat_demo.py --binary "$rehome" --count "$count" --at-once "$at_once" -- "$@"
 }
 
 cargo build --release --quiet
-stage demo-forward demos 50 --objects 500 --duration 12
-stage demo-reverse demos 50 --objects 500 --duration 12 --reverse
-stage demo-rtt-20 demos 20 --objects 500 --duration 15 --rtt 20 --reverse
-stage demo-rtt-80 demos 20 --objects 500 --duration 20 --rtt 80 --reverse
-stage crash-matrix env REHOME_LONG=20 cargo nextest run -p rehome-cli -E 'test(/^crash::/)'
-stage sabotage-matrix env REHOME_LONG=10 cargo nextest run -p rehome-cli -E 'test(/^sabotage::/)'
+# One at a time: what a switch costs.
+stage pause-rtt-0 demos 10 1 --objects 500 --duration 8 --reverse
+stage pause-rtt-20 demos 10 1 --objects 500 --duration 8 --rtt 20 --reverse
+stage pause-rtt-80 demos 10 1 --objects 500 --duration 8 --rtt 80 --reverse
+stage bench-small env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 20000 4096 3
+stage bench-large env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 8 268435456 3
+# Several at a time on few cores: nothing may be lost on a busy machine either.
+stage demo-forward demos 50 3 --objects 500 --duration 8
+stage demo-reverse demos 50 3 --objects 500 --duration 8 --reverse
+stage demo-rtt-20 demos 20 3 --objects 500 --duration 8 --rtt 20 --reverse
+stage demo-rtt-80 demos 20 3 --objects 500 --duration 8 --rtt 80 --reverse
+stage crash-matrix env REHOME_LONG=20 cargo nextest run --profile long -p rehome-cli -E 'test(/^crash::/)'
+stage sabotage-matrix env REHOME_LONG=10 cargo nextest run --profile long -p rehome-cli -E 'test(/^sabotage::/)'
 stage five-gibibytes scripts/five_gibibytes.sh "$rehome"
 stage fuzz-migration-file scripts/fuzz.sh migration_file 600
-stage bench-small env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 20000 4096 5
-stage bench-large env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 8 268435456 3
 say "all stages are done; commit $results"

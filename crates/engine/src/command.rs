@@ -5,6 +5,10 @@ use rehome_part::{Error as PartError, Finding};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+/// Gates that a person may answer for. The others guard what nobody can know better than the run.
+pub const ACCEPTABLE: [&str; 6] =
+    ["hold-capacity", "lag", "no-bypass", "predicted-pause", "target-health", "way-back"];
+
 /// A command, in the words of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
@@ -35,7 +39,7 @@ pub enum Command {
     Cancel,
     /// End a switched migration: the way back is given up.
     Complete,
-    /// Say yes to a gate by name, whatever its verdict.
+    /// Say yes to one of [`ACCEPTABLE`] by name, whatever its verdict.
     Accept {
         gate: String,
     },

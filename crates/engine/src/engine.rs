@@ -1,7 +1,7 @@
 //! The dispatcher: it owns the state, takes commands and reports, asks the pure `decide` what is next, and acts. Long finite
 //! work runs inside `act`; commands that arrive meanwhile wait, except that cancelling or stopping interrupts a switch.
 
-use crate::command::{Command, CommandError, CommandMessage, CommandOutcome};
+use crate::command::{ACCEPTABLE, Command, CommandError, CommandMessage, CommandOutcome};
 use crate::core::{Beginning, Core, blocking, now_of};
 use crate::decide::{Decision, Reads, Situation, decide};
 use crate::error::{EngineError, RunEnd};
@@ -626,6 +626,10 @@ impl Engine {
             Command::Cancel if state.owner == Side::Target => {
                 no("the target owns the data", "rehome reverse first")
             }
+            Command::Accept { gate } if !ACCEPTABLE.contains(&gate.as_str()) => no(
+                &format!("no gate that a person can answer for is called `{gate}`"),
+                &format!("one of {}", ACCEPTABLE.join(", ")),
+            ),
             Command::Complete if phase != Phase::Switched => {
                 no("only a switched run can be completed", "rehome switch")
             }

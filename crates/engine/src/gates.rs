@@ -10,7 +10,7 @@ use crate::steps::{Trips, each_part};
 use crate::switch::{WINDOW_APPENDS, is_closed, trips};
 use rehome_journal::{Event, GateRecord, Prediction, State, Verdict};
 use rehome_part::{
-    Error as PartError, Fence, Flow, FollowState, Follows, Part, Position, Side, Verification,
+    Error as PartError, Fence, Flow, FollowState, Follows, Part, Position, Side, Verification, Writers,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ use tokio::time::Instant;
 
 /// Between the two looks that give the rate of writes.
 const APART: Duration = Duration::from_millis(250);
+/// Silence is a sign only after this many seconds.
+const WATCHED_AT_LEAST: u64 = 10;
 /// A part or gateway that does not answer in this time counts as not answering.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Looks at each side to learn how far away it is.
@@ -42,6 +44,8 @@ struct Seen {
     recent: Recent,
     guard_alive: bool,
     ways_back: Vec<(String, bool)>,
+    /// Of each part; `None`: it cannot tell.
+    writers: Vec<(String, Option<Writers>)>,
 }
 
 /// The gates, and what the switch needs to know if they are met.
@@ -120,6 +124,7 @@ async fn see(core: &mut Core) -> Result<Seen, EngineError> {
     })
     .await?;
     let (fences, positions, distances) = measure(core).await;
+    let writers = writers(core).await;
     // last, so that little changes and no connection grows cold between this and the window
     let recent = recent::compare(core).await;
     let parts = &core.world.parts;
@@ -141,7 +146,18 @@ async fn see(core: &mut Core) -> Result<Seen, EngineError> {
             .iter()
             .map(|part| (part.name().to_owned(), part.capabilities().can_reverse))
             .collect(),
+        writers,
     })
+}
+
+/// Who wrote to the owner lately, as far as each part can tell.
+async fn writers(core: &Core) -> Vec<(String, Option<Writers>)> {
+    let flow = core.state.flow();
+    let one = |part: &Arc<dyn Part>| {
+        let part = Arc::clone(part);
+        async move { (part.name().to_owned(), patiently(part.writers(flow)).await.ok().flatten()) }
+    };
+    futures::future::join_all(core.world.parts.iter().map(one)).await
 }
 
 fn writes(gateways: &[GatewayStatus]) -> u64 {
@@ -322,6 +338,29 @@ fn judge_parts(judge: &mut Judge<'_>, seen: &Seen) {
     let without = seen.ways_back.iter().find(|(_, can)| !can);
     let text = without.map_or_else(|| "possible".to_owned(), |(part, _)| format!("{part} cannot go back"));
     judge.yes("way-back", Some(without.is_none()), text, "possible");
+    judge_writers(judge, seen);
+}
+
+/// What comes past the gateways is not held: the fence refuses it, and its writer sees an error.
+fn judge_writers(judge: &mut Judge<'_>, seen: &Seen) {
+    let has_gateways = !seen.gateways.as_ref().is_ok_and(Vec::is_empty);
+    if !has_gateways || seen.writers.is_empty() {
+        return; // nothing that could be passed by, or nothing that is written to
+    }
+    let unknown = seen.writers.iter().find(|(_, writers)| writers.is_none());
+    let known: Vec<Writers> = seen.writers.iter().filter_map(|(_, writers)| *writers).collect();
+    let sum = |of: fn(&Writers) -> u64| known.iter().map(of).sum::<u64>();
+    let (writes, past) = (sum(|writers| writers.writes), sum(|writers| writers.past_gateways));
+    let watched = known.iter().map(|writers| writers.watched_seconds).min().unwrap_or(0);
+    let (verdict, value) = match unknown {
+        _ if past > 0 => {
+            (Some(false), format!("{past} of {writes} writes in {watched} s came past the gateways"))
+        }
+        Some((part, _)) => (None, format!("nothing tells who writes to {part}")),
+        None if writes == 0 && watched < WATCHED_AT_LEAST => (None, format!("no write in {watched} s")),
+        None => (Some(true), format!("all {writes} writes in {watched} s came through the gateways")),
+    };
+    judge.yes("no-bypass", verdict, value, "none past the gateways");
 }
 
 /// In flight, drain, round trips, local work. No figure, no prediction.
@@ -473,6 +512,10 @@ mod tests {
             append_ms: 1.0,
             guard_alive: true,
             ways_back: vec![("media".into(), true)],
+            writers: vec![(
+                "media".into(),
+                Some(Writers { writes: 90, past_gateways: 0, watched_seconds: 60 }),
+            )],
         }
     }
 
@@ -525,6 +568,19 @@ mod tests {
         let down = || PartError::temporary(rehome_part::ErrorKind::Network, "down");
         assert_eq!(unmet(|seen, _| seen.fences = Err(down())), no("write-path"));
         assert_eq!(unmet(|seen, _| seen.gateways = Err(down())).len(), 5);
+        assert_eq!(unmet(|seen, _| seen.writers[0].1 = None), no("no-bypass"));
+        let silence = Writers { watched_seconds: 3, ..Writers::default() };
+        assert_eq!(unmet(|seen, _| seen.writers[0].1 = Some(silence)), no("no-bypass"));
+        let quiet = Writers { watched_seconds: 30, ..Writers::default() };
+        assert_eq!(unmet(|seen, _| seen.writers[0].1 = Some(quiet)), []);
+        assert_eq!(
+            unmet(|seen, _| {
+                seen.writers[0].1 = None;
+                seen.gateways = Ok(Vec::new());
+            }),
+            [],
+            "without gateways nothing can be passed by"
+        );
     }
 
     #[test]
@@ -541,6 +597,8 @@ mod tests {
         let lost = Verification { compared: 3, differences_total: 1, ..Verification::default() };
         assert_eq!(unmet(|seen, _| seen.recent = Recent::Different(lost)), fails("recent-changes-equal"));
         assert_eq!(unmet(|seen, _| seen.ways_back[0].1 = false), fails("way-back"));
+        let past = Writers { writes: 90, past_gateways: 1, watched_seconds: 60 };
+        assert_eq!(unmet(|seen, _| seen.writers[0].1 = Some(past)), fails("no-bypass"));
         assert_eq!(
             unmet(|seen, _| seen.fences = Ok(vec![("media".into(), Fence::Open)])),
             fails("write-path")

@@ -36,7 +36,7 @@ mod switch;
 mod task;
 mod units;
 
-pub use command::{Command, CommandError, CommandMessage, CommandOutcome};
+pub use command::{ACCEPTABLE, Command, CommandError, CommandMessage, CommandOutcome};
 pub use decision::{DecisionAnswer, decision};
 pub use engine::Engine;
 pub use error::{EngineError, RunEnd};

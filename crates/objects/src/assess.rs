@@ -3,13 +3,18 @@
 use crate::follow::Feed;
 use crate::listing::{Pair, is_out_of_order, is_reserved};
 use crate::mover::{Mover, both_md5};
+use bytes::Bytes;
+use futures::StreamExt;
 use rehome_part::{Assessment, Error, ErrorKind, Finding, Flow, Result, Severity, Side};
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Objects read in part to see how fast reading is.
+/// Objects read in part to see how fast reading is and how far their content shrinks.
 const SAMPLES: usize = 8;
 const SAMPLE_BYTES: u64 = 1 << 20;
+/// What zstd itself takes for a fair trade of time for size.
+const COMPRESSION_LEVEL: i32 = 3;
 /// The shortest time over which the rate of change is measured.
 const RATE_TIME: Duration = Duration::from_millis(500);
 /// Keys told as examples.
@@ -46,7 +51,9 @@ pub(crate) async fn assess(mover: &Mover, feed: Option<&Arc<dyn Feed>>) -> Resul
         assessment.changes_per_second =
             Some(last.saturating_sub(first) as f64 / began.elapsed().as_secs_f64());
     }
-    assessment.copy_seconds = copy_seconds(mover, &survey).await;
+    let sampled = Sampled::read(mover, &survey.samples).await;
+    assessment.copy_seconds = sampled.copy_seconds(&survey, mover.settings.concurrency);
+    assessment.compressed_ratio = sampled.compressed_ratio();
     assessment.objects = survey.objects;
     assessment.bytes = survey.bytes;
     survey.findings(mover, &mut assessment.findings);
@@ -250,36 +257,144 @@ impl Survey {
     }
 }
 
-/// From the time that reading a few samples took, with reads and writes side by side. `None` with nothing to read.
-async fn copy_seconds(mover: &Mover, survey: &Survey) -> Option<f64> {
-    let (mut read_bytes, mut read_seconds, mut answer_seconds, mut reads) = (0.0, 0.0, 0.0, 0.0);
-    for (key, size) in &survey.samples {
-        let length = SAMPLE_BYTES.min(*size);
-        let range = (length > 0 && length < *size).then_some(0..length);
+/// What reading a few samples told.
+#[derive(Debug, Default)]
+struct Sampled {
+    reads: u32,
+    read_bytes: u64,
+    read_seconds: f64,
+    /// Until the first byte of each.
+    answer_seconds: f64,
+    /// Of the samples that could be compressed: their size before and after.
+    plain_bytes: u64,
+    compressed_bytes: u64,
+}
+
+impl Sampled {
+    /// One sample after the other, so that no more than one is in memory. What cannot be read is left out.
+    async fn read(mover: &Mover, samples: &[(String, u64)]) -> Self {
+        let mut sampled = Self::default();
+        for (key, size) in samples {
+            let Some(chunks) = sampled.read_one(mover, key, *size).await else { continue };
+            // Some milliseconds of nothing but computing: not on a thread that others wait for, nor in the time of reading.
+            let compressed = tokio::task::spawn_blocking(move || compressed(&chunks)).await;
+            if let Ok(Ok((plain, compressed))) = compressed {
+                sampled.plain_bytes += plain;
+                sampled.compressed_bytes += compressed;
+            }
+        }
+        sampled
+    }
+
+    async fn read_one(&mut self, mover: &Mover, key: &str, size: u64) -> Option<Vec<Bytes>> {
+        let length = SAMPLE_BYTES.min(size);
+        let range = (length > 0 && length < size).then_some(0..length);
         let began = Instant::now();
-        let Ok(Some((meta, mut body))) = mover.source.get(key, range, None).await else { continue };
-        answer_seconds += began.elapsed().as_secs_f64();
-        let mut read = 0;
-        while let Some(Ok(chunk)) = futures::StreamExt::next(&mut body).await {
+        let (meta, mut body) = mover.source.get(key, range, None).await.ok()??;
+        self.answer_seconds += began.elapsed().as_secs_f64();
+        let (mut chunks, mut read) = (Vec::new(), 0);
+        while let Some(Ok(chunk)) = body.next().await {
             read += chunk.len() as u64;
+            chunks.push(chunk);
             if read >= SAMPLE_BYTES.min(meta.size) {
                 break;
             }
         }
-        read_bytes += read as f64;
-        read_seconds += began.elapsed().as_secs_f64();
-        reads += 1.0;
+        self.reads += 1;
+        self.read_bytes += read;
+        self.read_seconds += began.elapsed().as_secs_f64();
+        Some(chunks)
     }
-    if reads == 0.0 {
-        return (survey.objects == 0).then_some(0.0);
+
+    /// Compressed size over plain size. At most 1: what does not shrink is sent as it is. `None` with nothing read.
+    fn compressed_ratio(&self) -> Option<f64> {
+        let ratio = || self.compressed_bytes as f64 / self.plain_bytes as f64;
+        (self.plain_bytes > 0).then(|| ratio().min(1.0))
     }
-    // Two requests an object, so many at once; bytes at the measured rate of one stream times the streams of a large object.
-    let lanes = mover.settings.concurrency.max(1) as f64;
-    let by_requests = survey.objects as f64 * 2.0 * (answer_seconds / reads) / lanes;
-    let by_bytes = if read_bytes > 0.0 {
-        survey.bytes as f64 / (read_bytes / read_seconds.max(1e-6)) / lanes.min(8.0)
-    } else {
-        0.0
-    };
-    Some(by_requests.max(by_bytes))
+
+    /// From the time that reading took, with reads and writes side by side. `None` when nothing could be read.
+    fn copy_seconds(&self, survey: &Survey, concurrency: usize) -> Option<f64> {
+        if self.reads == 0 {
+            return (survey.objects == 0).then_some(0.0);
+        }
+        // Two requests an object, so many at once; bytes at the measured rate of one stream times the streams of a large object.
+        let lanes = concurrency.max(1) as f64;
+        let by_requests = survey.objects as f64 * 2.0 * (self.answer_seconds / f64::from(self.reads)) / lanes;
+        let by_bytes = if self.read_bytes > 0 {
+            survey.bytes as f64 / (self.read_bytes as f64 / self.read_seconds.max(1e-6)) / lanes.min(8.0)
+        } else {
+            0.0
+        };
+        Some(by_requests.max(by_bytes))
+    }
+}
+
+/// The size of one sample before and after compression.
+fn compressed(chunks: &[Bytes]) -> io::Result<(u64, u64)> {
+    let mut encoder = zstd::Encoder::new(Counter(0), COMPRESSION_LEVEL)?;
+    let mut plain = 0;
+    for chunk in chunks {
+        encoder.write_all(chunk)?;
+        plain += chunk.len() as u64;
+    }
+    Ok((plain, encoder.finish()?.0))
+}
+
+/// Counts what is written and keeps none of it.
+struct Counter(u64);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampled(samples: &[Vec<Bytes>]) -> Sampled {
+        let mut sampled = Sampled::default();
+        for chunks in samples {
+            let (plain, compressed) = compressed(chunks).unwrap();
+            sampled.plain_bytes += plain;
+            sampled.compressed_bytes += compressed;
+        }
+        sampled
+    }
+
+    fn text(lines: usize) -> Bytes {
+        let line =
+            |n: usize| format!("2026-05-{:02} GET /media/{n} 200 {} bytes\n", n % 28 + 1, n * 37 % 9_973);
+        (0..lines).map(line).collect::<String>().into()
+    }
+
+    fn noise(bytes: usize) -> Bytes {
+        let mut random = fastrand::Rng::with_seed(7);
+        (0..bytes).map(|_| random.u8(..)).collect::<Vec<u8>>().into()
+    }
+
+    #[test]
+    fn text_shrinks_and_noise_does_not() {
+        let ratio = |samples: &[Vec<Bytes>]| sampled(samples).compressed_ratio().unwrap();
+        let of_text = ratio(&[vec![text(2_000), text(500)], vec![text(3_000)]]);
+        assert!(of_text > 0.0 && of_text < 0.5, "{of_text}");
+        let of_noise = ratio(&[vec![noise(100_000)]]);
+        assert!(of_noise > 0.99 && of_noise <= 1.0, "{of_noise}");
+        // By bytes, not by samples.
+        let mostly_noise = ratio(&[vec![text(100)], vec![noise(1 << 20)]]);
+        assert!(mostly_noise > 0.95 && mostly_noise < 1.0, "{mostly_noise}");
+    }
+
+    #[test]
+    fn nothing_read_has_no_ratio_and_a_tiny_object_none_above_one() {
+        assert_eq!(sampled(&[]).compressed_ratio(), None);
+        assert_eq!(sampled(&[vec![], vec![Bytes::new()]]).compressed_ratio(), None);
+        assert_eq!(sampled(&[vec![Bytes::from_static(b"x")]]).compressed_ratio(), Some(1.0));
+    }
 }

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 const DOCTOR_KEY: &str = ".rehome/doctor";
 const CONTENT: &[u8] = b"rehome doctor\n";
-/// SigV4 is refused at 15 minutes; a clock that is a minute off is going there.
-const SKEW_LIMIT_MILLIS: i64 = 60_000;
+/// SigV4 is refused at 15 minutes; a clock that is a minute off is going there, and nothing is moved with it.
+pub(crate) const SKEW_LIMIT_MILLIS: i64 = 60_000;
 const HTTP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Everything that can be said of `spec` by trying. Without findings all is well.

@@ -1,5 +1,5 @@
 //! Keeping writers out of a side, and proving it: by bucket policy, by the service's own command, or by its hook. What was
-//! there before is remembered before anything is changed. It never decides when.
+//! there before is remembered before anything is changed; what others changed meanwhile is theirs. It never decides when.
 
 use crate::http::{Endpoint, Http, refused};
 use crate::mover::Mover;
@@ -7,6 +7,7 @@ use crate::store::{Attributes, Condition, Store};
 use bytes::Bytes;
 use http::Method;
 use rehome_part::{Error, ErrorKind, Fence, Finding, Result, Severity, Side};
+use serde_json::Value;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,22 +70,19 @@ pub(crate) fn is_set(mover: &Mover, side: Side) -> Result<bool> {
     Ok(mover.state.fact(&fact(side))?.is_some())
 }
 
-/// Closes `side`. Calling it again closes it again from what was remembered the first time.
-/// `former` is the policy as it was read a moment ago, if it was.
+/// Closes `side`. Calling it again closes it again; what is remembered stays what stood before the first time.
+/// `read` is the policy as it was read a moment ago, if it was.
 pub(crate) async fn close(
     mover: &Mover,
     means: &FenceMeans,
     side: Side,
-    former: Option<Option<String>>,
+    read: Option<Option<String>>,
 ) -> Result<()> {
     match means {
         FenceMeans::None => return Ok(()),
         FenceMeans::Policy { source_principal, target_principal } => {
-            let principal = match side {
-                Side::Source => source_principal,
-                Side::Target => target_principal,
-            };
-            close_by_policy(mover, side, principal.as_deref(), former).await?;
+            let principal = pick(side, source_principal, target_principal);
+            close_by_policy(mover, side, principal.map(String::as_str), read).await?;
         }
         FenceMeans::Command { close, .. } => {
             mover.state.set_fact(&fact(side), "{\"policy\":null}")?;
@@ -98,21 +96,22 @@ pub(crate) async fn close(
     abort_foreign_uploads(mover, side).await
 }
 
-/// Opens `side` as it was before [`close`]; nothing happens when it was not closed by us.
-pub(crate) async fn open(mover: &Mover, means: &FenceMeans, side: Side) -> Result<()> {
+/// Opens `side` as it was before [`close`], but for what others changed meanwhile; nothing happens when it was not closed
+/// by us. `read` is the policy as it was read a moment ago, if it was.
+pub(crate) async fn open(
+    mover: &Mover,
+    means: &FenceMeans,
+    side: Side,
+    read: Option<Option<String>>,
+) -> Result<()> {
     let Some(before) = mover.state.fact(&fact(side))? else { return Ok(()) };
     match means {
         FenceMeans::None => {}
-        FenceMeans::Policy { .. } => {
+        FenceMeans::Policy { source_principal, target_principal } => {
+            let principal = pick(side, source_principal, target_principal);
             let before: Before = serde_json::from_str(&before)
                 .map_err(|e| Error::permanent(ErrorKind::Corrupt, format!("the remembered policy: {e}")))?;
-            let store = mover.store(side);
-            mover
-                .settings
-                .retry
-                .run(|| store.set_policy(before.policy.as_deref()))
-                .await
-                .map_err(|e| e.on(side))?;
+            open_by_policy(mover, side, principal.map(String::as_str), before.policy, read).await?;
         }
         FenceMeans::Command { open, .. } => run(open, side, mover.settings.fence_limit).await?,
         FenceMeans::Hook { source, target } => {
@@ -126,9 +125,8 @@ async fn close_by_policy(
     mover: &Mover,
     side: Side,
     principal: Option<&str>,
-    former: Option<Option<String>>,
+    read: Option<Option<String>>,
 ) -> Result<()> {
-    let retry = mover.settings.retry;
     let store = mover.store(side);
     let principal = principal.ok_or_else(|| {
         let text = format!(
@@ -139,26 +137,92 @@ async fn close_by_policy(
             .on(side)
             .hint(format!("set `principal` of the {side} in the migration file"))
     })?;
+    let now = policy_now(mover, side, read).await?;
     let name = fact(side);
-    let before = match mover.state.fact(&name)? {
-        Some(text) => serde_json::from_str::<Before>(&text)
-            .map_err(|e| Error::permanent(ErrorKind::Corrupt, format!("the remembered policy: {e}")))?,
-        None => {
-            let policy = match former {
-                Some(policy) => policy,
-                None => retry.run(|| store.policy()).await.map_err(|e| e.on(side))?,
-            };
-            let before = Before { policy };
-            let text = serde_json::to_string(&before).map_err(|e| {
-                Error::permanent(ErrorKind::Other, format!("cannot remember the policy: {e}"))
-            })?;
-            // On disk before anything changes: after a kill the former policy is still known.
-            mover.state.set_fact(&name, &text)?;
-            before
+    if mover.state.fact(&name)?.is_none() {
+        // A fence that an earlier migration left is not the owner's: put back, it would keep the side closed.
+        let policy = without_fence(store.as_ref(), now.as_deref()).map_err(|e| e.on(side))?;
+        let before = serde_json::to_string(&Before { policy })
+            .map_err(|e| Error::permanent(ErrorKind::Other, format!("cannot remember the policy: {e}")))?;
+        // On disk before anything changes: after a kill the former policy is still known.
+        mover.state.set_fact(&name, &before)?;
+    }
+    // From what stands now, not from what is remembered: what others changed since the first time stays.
+    let fenced = store.fence_policy(now.as_deref(), principal).map_err(|e| e.on(side))?;
+    mover.settings.retry.run(|| store.set_policy(Some(&fenced))).await.map_err(|e| e.on(side))
+}
+
+/// Puts the former policy back byte for byte, unless somebody edited the policy behind the fence: then only the fence goes.
+async fn open_by_policy(
+    mover: &Mover,
+    side: Side,
+    principal: Option<&str>,
+    former: Option<String>,
+    read: Option<Option<String>>,
+) -> Result<()> {
+    let store = mover.store(side);
+    let now = policy_now(mover, side, read).await?;
+    let rest = without_fence(store.as_ref(), now.as_deref()).map_err(|e| e.on(side))?;
+    let opened = if is_unedited(store.as_ref(), principal, &former, &now, &rest).map_err(|e| e.on(side))? {
+        former
+    } else {
+        // Told before it is done, and in words that stay true: after a kill in between it is told again, as one notice.
+        mover.state.notice(&edited_behind_fence(store.address(), side))?;
+        if rest == now {
+            return Ok(());
         }
+        rest
     };
-    let fenced = store.fence_policy(before.policy.as_deref(), principal).map_err(|e| e.on(side))?;
-    retry.run(|| store.set_policy(Some(&fenced))).await.map_err(|e| e.on(side))
+    mover.settings.retry.run(|| store.set_policy(opened.as_deref())).await.map_err(|e| e.on(side))
+}
+
+async fn policy_now(mover: &Mover, side: Side, read: Option<Option<String>>) -> Result<Option<String>> {
+    match read {
+        Some(policy) => Ok(policy),
+        None => mover.settings.retry.run(|| mover.store(side).policy()).await.map_err(|error| error.on(side)),
+    }
+}
+
+fn without_fence(store: &dyn Store, policy: Option<&str>) -> Result<Option<String>> {
+    policy.map_or(Ok(None), |text| store.unfence_policy(text))
+}
+
+/// Is the policy that stands `now` (`rest` without its fence) what [`close`] made of the `former` one? Compared without the
+/// fence, since a store may give our statement back in another form; what is around it has been through the store before.
+fn is_unedited(
+    store: &dyn Store,
+    principal: Option<&str>,
+    former: &Option<String>,
+    now: &Option<String>,
+    rest: &Option<String>,
+) -> Result<bool> {
+    // A fence that is gone already: an earlier call was killed between its act and its note of it, or the store still tells
+    // what stood before the fence. The former policy is right either way, once more.
+    if value(now) == value(former) {
+        return Ok(true);
+    }
+    // The fence also adds a version where there is none. Without a principal the side must open all the same.
+    let fenced = principal.and_then(|principal| store.fence_policy(former.as_deref(), principal).ok());
+    let wanted = without_fence(store, fenced.as_ref().or(former.as_ref()).map(String::as_str))?;
+    Ok(value(rest) == value(&wanted))
+}
+
+/// A policy that is not JSON equals nothing but another such text.
+fn value(policy: &Option<String>) -> Option<Value> {
+    let text = policy.as_deref()?;
+    Some(serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())))
+}
+
+fn edited_behind_fence(address: &str, side: Side) -> Finding {
+    Finding {
+        id: "policy-edited-behind-fence".into(),
+        severity: Severity::Warning,
+        side: Some(side),
+        text: format!(
+            "{address}: somebody edited the bucket policy while the fence of the {side} stood; the edit was kept"
+        ),
+        remedy: Some(format!("see that the bucket policy of the {side} says what it should")),
+    }
 }
 
 /// An upload that was begun before the fence must not be completed behind it where the fence is the service's own.
@@ -195,11 +259,7 @@ async fn abort_foreign_uploads(mover: &Mover, side: Side) -> Result<()> {
     Ok(())
 }
 
-fn pick<'h>(
-    side: Side,
-    source: &'h Option<FenceHook>,
-    target: &'h Option<FenceHook>,
-) -> Option<&'h FenceHook> {
+fn pick<'s, T>(side: Side, source: &'s Option<T>, target: &'s Option<T>) -> Option<&'s T> {
     match side {
         Side::Source => source.as_ref(),
         Side::Target => target.as_ref(),

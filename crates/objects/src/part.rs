@@ -17,10 +17,11 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rehome_part::{
     Assessment, Capabilities, CopySummary, Drained, Error, ErrorKind, Fence, Finding, Flow, FollowReport,
-    Follows, Marker, Part, Position, Progress, Result, Scope, Seal, Side, Verification,
+    Follows, Marker, Part, Position, Progress, Result, Scope, Seal, Side, Verification, Writers,
 };
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +34,7 @@ const LOOKS_AT_ONCE: usize = 16;
 /// Connections opened to each side before a switch, at most.
 const WARM_CONNECTIONS: usize = 8;
 /// A policy that was read longer ago is read again.
-const FORMER_POLICY_AGE: Duration = Duration::from_secs(10);
+const READ_POLICY_AGE: Duration = Duration::from_secs(10);
 const COPIED_ONCE: &str = "copied-once";
 const CREATED: &str = "created-target";
 
@@ -71,13 +72,12 @@ pub struct ObjectsPart {
     mover: Arc<Mover>,
     stores: Stores,
     fence: FenceMeans,
-    /// The policy of the side that is to be closed next, and when it was read.
-    former: Mutex<Option<Former>>,
+    /// The policies that the next switch will change, read beforehand; no more there once we set out to change them.
+    read_policies: Mutex<HashMap<Side, ReadPolicy>>,
 }
 
 #[derive(Debug)]
-struct Former {
-    side: Side,
+struct ReadPolicy {
     policy: Option<String>,
     read: Instant,
 }
@@ -97,7 +97,7 @@ impl ObjectsPart {
         let file = format!("objects-{name}.sqlite");
         let (source, target) = (Arc::clone(&stores.source), Arc::clone(&stores.target));
         let mover = Mover::new(source, target, settings, state_dir, &file)?;
-        Ok(Self { name: name.into(), mover: Arc::new(mover), stores, fence, former: Mutex::default() })
+        Ok(Self { name: name.into(), mover: Arc::new(mover), stores, fence, read_policies: Mutex::default() })
     }
 
     /// The feed of the side a flow comes from.
@@ -145,15 +145,21 @@ impl ObjectsPart {
         if !matches!(self.fence, FenceMeans::Policy { .. }) {
             return;
         }
+        // Its age counts from before the call: an edit during the call may be missing from the answer.
+        let read = Instant::now();
         if let Ok(policy) = self.mover.store(side).policy().await {
-            let former = Former { side, policy, read: Instant::now() };
-            *self.former.lock().unwrap_or_else(PoisonError::into_inner) = Some(former);
+            self.read_policies().insert(side, ReadPolicy { policy, read });
         }
     }
 
-    fn former_policy(&self, side: Side) -> Option<Option<String>> {
-        let former = self.former.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        (former.side == side && former.read.elapsed() <= FORMER_POLICY_AGE).then_some(former.policy)
+    /// Takes what was read of `side` away: whoever asks is about to change it.
+    fn take_read_policy(&self, side: Side) -> Option<Option<String>> {
+        let known = self.read_policies().remove(&side)?;
+        (known.read.elapsed() <= READ_POLICY_AGE).then_some(known.policy)
+    }
+
+    fn read_policies(&self) -> MutexGuard<'_, HashMap<Side, ReadPolicy>> {
+        self.read_policies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn remove_reserved(&self, side: Side) -> Result<()> {
@@ -341,6 +347,7 @@ impl Part for ObjectsPart {
     async fn warm(&self, flow: Flow) -> Result<()> {
         tokio::join!(
             self.remember_policy(flow.from()),
+            self.remember_policy(flow.to()),
             self.open_connections(flow.from()),
             self.open_connections(flow.to())
         );
@@ -356,16 +363,20 @@ impl Part for ObjectsPart {
         }
     }
 
+    async fn writers(&self, flow: Flow) -> Result<Option<Writers>> {
+        Ok(self.mover.writers(flow).lately(Instant::now()))
+    }
+
     fn covers(&self, applied: &Position, wanted: &Position) -> bool {
         Place::covers(applied, wanted)
     }
 
     async fn fence(&self, side: Side) -> Result<()> {
-        fence::close(&self.mover, &self.fence, side, self.former_policy(side)).await
+        fence::close(&self.mover, &self.fence, side, self.take_read_policy(side)).await
     }
 
     async fn unfence(&self, side: Side) -> Result<()> {
-        fence::open(&self.mover, &self.fence, side).await
+        fence::open(&self.mover, &self.fence, side, self.take_read_policy(side)).await
     }
 
     async fn probe(&self, side: Side) -> Result<Fence> {

@@ -1,6 +1,7 @@
 //! An independent comparison: both sides are listed anew and compared by what the stores report; where they report nothing
 //! comparable, both contents are read. It never looks at what the copier remembers of a key's content.
 
+use crate::doctor::SKEW_LIMIT_MILLIS;
 use crate::follow::{Feed, Place};
 use crate::listing::{is_out_of_order, is_reserved};
 use crate::mover::digest::Digest;
@@ -231,13 +232,18 @@ pub(crate) async fn since(
             tracing::debug!(%flow, changed, asked_ms, ms, "compared what changed");
             result
         }
-        (Some(Place::Pass(number)), None) => match mover.state.pass_begun_at(flow, number)? {
-            Some(begun) => {
-                let is_recent = |entry: &Entry| entry.modified.is_none_or(|modified| modified >= begun);
-                compare_all(mover, flow, extras, motion, progress, stop, is_recent).await
+        // The position was asked for before its pass began, and after the one before it had: what was written in between
+        // counts, too. The store's clock wrote the times and ours the beginning.
+        (Some(Place::Pass(number)), None) => {
+            match mover.state.pass_begun_at(flow, number.saturating_sub(1))? {
+                Some(begun) => {
+                    let since = begun - SKEW_LIMIT_MILLIS;
+                    let is_recent = |entry: &Entry| entry.modified.is_none_or(|modified| modified >= since);
+                    compare_all(mover, flow, extras, motion, progress, stop, is_recent).await
+                }
+                None => full(mover, flow, extras, motion, progress, stop).await,
             }
-            None => full(mover, flow, extras, motion, progress, stop).await,
-        },
+        }
         _ => full(mover, flow, extras, motion, progress, stop).await,
     }
 }

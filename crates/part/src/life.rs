@@ -2,7 +2,7 @@
 
 use crate::{
     Assessment, Capabilities, CopySummary, Drained, Fence, Finding, Flow, FollowState, Marker, Position,
-    Result, Scope, Seal, Side, Verification,
+    Result, Scope, Seal, Side, Verification, Writers,
 };
 use async_trait::async_trait;
 use std::fmt::Debug;
@@ -74,13 +74,20 @@ pub trait Part: Debug + Send + Sync {
     /// The newest position of `side`: every write acknowledged before this call is at or before it.
     async fn head(&self, flow: Flow) -> Result<Position>;
 
+    /// Who wrote to `flow.from()` lately? `None`: nothing here can tell, and then a person has to. Answered from what `follow`
+    /// has seen; asks nobody.
+    async fn writers(&self, flow: Flow) -> Result<Option<Writers>> {
+        let _ = flow;
+        Ok(None)
+    }
+
     /// Does having applied `applied` mean that everything up to `wanted` is applied?
     fn covers(&self, applied: &Position, wanted: &Position) -> bool;
 
     /// Closes `side` to every writer but the migration's own principal, remembering what was there before.
     async fn fence(&self, side: Side) -> Result<()>;
 
-    /// Opens `side` again, exactly as it was before `fence`.
+    /// Opens `side` again as it was before `fence`, but for what others changed meanwhile.
     async fn unfence(&self, side: Side) -> Result<()>;
 
     /// Tries a harmless write with the application's own credentials, and says what came of it.

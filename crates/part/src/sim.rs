@@ -11,7 +11,7 @@ pub use world::{Behaviour, Guard, Happened, Refused, Seq, SideSnapshot, SimWorld
 use crate::{
     Assessment, Capabilities, CopySummary, Drained, Error, ErrorKind, Fence, Finding, Flow, FollowReport,
     FollowState, Follows, Marker, Part, Position, Progress, Result, Scope, Seal, Severity, Side,
-    Verification,
+    Verification, Writers,
 };
 use async_trait::async_trait;
 use std::collections::BTreeSet;
@@ -551,6 +551,11 @@ impl Part for SimPart {
             Ok(())
         };
         self.faults().around("unfence", word_of_side(side), open).await
+    }
+
+    async fn writers(&self, _: Flow) -> Result<Option<Writers>> {
+        // Its application writes where the test says; nothing here could come past a gateway.
+        Ok(Some(Writers { watched_seconds: 60, ..Writers::default() }))
     }
 
     async fn probe(&self, side: Side) -> Result<Fence> {

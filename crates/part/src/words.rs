@@ -146,6 +146,16 @@ pub struct Capabilities {
     pub can_reverse: bool,
 }
 
+/// Writes of the application that its owner's side took lately, and how many of them no gateway had passed on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writers {
+    pub writes: u64,
+    /// Of these, the ones that name no request of a gateway.
+    pub past_gateways: u64,
+    /// How long was watched, at most the last minute.
+    pub watched_seconds: u64,
+}
+
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -59,6 +59,49 @@ pub struct Switch {
     pub hold: Hold,
     /// What becomes of upgraded and streaming connections when the switch begins.
     pub sessions: Sessions,
+    /// Gates that are not to stop the switch: you answer for them, by name.
+    pub accept: Vec<AcceptedGate>,
+}
+
+/// A gate that a person can answer for; every other one guards what nobody can know better than the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AcceptedGate {
+    /// More writes may have to wait than `hold.requests` allows.
+    HoldCapacity,
+    /// The other side is far behind, or how far is not known.
+    Lag,
+    /// Writes reach the source past the gateways (they are refused at the fence, not held), or nothing tells whether they do.
+    NoBypass,
+    /// The predicted write pause is above `max_pause`, or is not known.
+    PredictedPause,
+    /// The other side's service does not answer its health path.
+    TargetHealth,
+    /// A part cannot go back.
+    WayBack,
+}
+
+impl AcceptedGate {
+    pub const ALL: [Self; 6] = [
+        Self::HoldCapacity,
+        Self::Lag,
+        Self::NoBypass,
+        Self::PredictedPause,
+        Self::TargetHealth,
+        Self::WayBack,
+    ];
+
+    /// As it is called in the file, in the journal and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HoldCapacity => "hold-capacity",
+            Self::Lag => "lag",
+            Self::NoBypass => "no-bypass",
+            Self::PredictedPause => "predicted-pause",
+            Self::TargetHealth => "target-health",
+            Self::WayBack => "way-back",
+        }
+    }
 }
 
 /// How much may wait at the gateway while writes are held.
@@ -279,6 +322,7 @@ impl Default for Switch {
             soak: Span::from_millis(24 * 3_600_000),
             hold: Hold::default(),
             sessions: Sessions::Wait,
+            accept: Vec::new(),
         }
     }
 }

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const PATH: &AsciiSet = &UNRESERVED.remove(b'/');
+/// The id a gateway gives every request; a shop passes it on with what the request makes it write.
+pub(crate) const REQUEST_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 const REGION: &str = "us-east-1";
 /// Long enough for a slow cloud, short enough that a dead one is noticed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,11 +72,25 @@ pub struct S3 {
     host: String,
     bucket: String,
     keys: Keys,
+    /// Named in every call as its cause.
+    request: Option<HeaderValue>,
 }
 
 impl S3 {
     pub fn new(address: SocketAddr, bucket: &str, keys: Keys) -> Self {
-        Self { wire: Wire::new(address), host: address.to_string(), bucket: bucket.into(), keys }
+        Self {
+            wire: Wire::new(address),
+            host: address.to_string(),
+            bucket: bucket.into(),
+            keys,
+            request: None,
+        }
+    }
+
+    /// The same bucket, on behalf of the request with this id.
+    #[must_use]
+    pub fn for_request(&self, id: Option<&HeaderValue>) -> Self {
+        Self { request: id.cloned(), ..self.clone() }
     }
 
     /// `headers` may carry content headers, `x-amz-meta-…`, conditions. Returns the tag.
@@ -192,6 +208,9 @@ impl S3 {
         let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
         let payload = hex(&Sha256::digest(&body));
         let mut sent = headers.clone();
+        if let Some(id) = &self.request {
+            sent.insert(REQUEST_HEADER, id.clone());
+        }
         let mut set = |name: &'static str, value: &str| {
             let value = HeaderValue::from_str(value).expect("host, date and hash are plain ASCII");
             sent.insert(HeaderName::from_static(name), value);

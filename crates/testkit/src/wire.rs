@@ -8,8 +8,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -20,6 +22,7 @@ const FRESH_FOR_WRITES: Duration = Duration::from_millis(500);
 const FRESH_FOR_READS: Duration = Duration::from_secs(20);
 const MOST_IDLE: usize = 64;
 const CONNECT: Duration = Duration::from_secs(10);
+const DIAL_AGAIN: Duration = Duration::from_millis(20);
 
 /// What became of a request that has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -63,11 +66,25 @@ type Sender = SendRequest<Full<Bytes>>;
 pub(crate) struct Wire {
     address: SocketAddr,
     idle: Arc<Mutex<Vec<(Sender, Instant)>>>,
+    /// How long a refused connection is tried again.
+    insist: Duration,
+    refused: Arc<AtomicU64>,
 }
 
 impl Wire {
     pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { address, idle: Arc::default() }
+        Self { address, idle: Arc::default(), insist: Duration::ZERO, refused: Arc::default() }
+    }
+
+    /// Tries again for so long when nobody listens, as clients behind a service manager do. Nothing was sent yet, so
+    /// nothing is sent twice.
+    pub(crate) fn insisting(self, insist: Duration) -> Self {
+        Self { insist, ..self }
+    }
+
+    /// Refused connections since the last call.
+    pub(crate) fn take_refused(&self) -> u64 {
+        self.refused.swap(0, Ordering::Relaxed)
     }
 
     /// Sends and reads the whole answer within `time`.
@@ -134,9 +151,22 @@ impl Wire {
         None
     }
 
+    async fn dial(&self) -> io::Result<TcpStream> {
+        let until = Instant::now() + self.insist;
+        loop {
+            match TcpStream::connect(self.address).await {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < until => {
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(DIAL_AGAIN).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
     async fn connect(&self) -> Result<Sender, String> {
         let connected = async {
-            let stream = TcpStream::connect(self.address).await.map_err(|error| error.to_string())?;
+            let stream = self.dial().await.map_err(|error| error.to_string())?;
             stream.set_nodelay(true).map_err(|error| error.to_string())?;
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| told(&error))
         };

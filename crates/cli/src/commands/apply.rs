@@ -26,6 +26,9 @@ pub struct ApplyArgs {
     /// How far to go
     #[arg(long, value_enum, default_value_t = Until::Switched, value_name = "STATE")]
     pub until: Until,
+    /// Answer for a gate by its name, e.g. no-bypass; repeatable
+    #[arg(long, value_name = "GATE", value_parser = super::steer::gate)]
+    pub accept: Vec<String>,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
@@ -104,6 +107,9 @@ pub async fn run(context: &Context<'_>, args: &ApplyArgs) -> Result<Exit, CliErr
     }
     let from = RunView::load(&run.path).map_or(0, |view| view.last_seq);
     let mut engine = launch::ensure(context, &run, &args.instruments.extras()).await?;
+    for gate in &args.accept {
+        engine.give(Command::Accept { gate: gate.clone() }).await?;
+    }
     engine.give(Command::Goal { goal: args.until.goal() }).await?;
     if args.detach {
         context.printer.talk(&format!("run {} goes on in the background", run.name()));

@@ -7,7 +7,7 @@ use crate::printer::count;
 use crate::view::follow::{self, journal_error};
 use crate::view::lines;
 use clap::Args;
-use rehome_engine::{Command, CommandOutcome};
+use rehome_engine::{ACCEPTABLE, Command, CommandOutcome};
 use rehome_gateway::control::ServiceStatus;
 use rehome_journal::RunView;
 use std::cell::Cell;
@@ -35,6 +35,9 @@ pub struct SwitchArgs {
     /// Go up to the commit, take it back, and report how long writes waited
     #[arg(long)]
     pub rehearse: bool,
+    /// Answer for a gate by its name, e.g. no-bypass; repeatable
+    #[arg(long, value_name = "GATE", value_parser = gate)]
+    pub accept: Vec<String>,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
@@ -43,6 +46,9 @@ pub struct SwitchArgs {
 /// Switch back to the source, with everything written since
 #[derive(Debug, Args)]
 pub struct ReverseArgs {
+    /// Answer for a gate by its name, e.g. no-bypass; repeatable
+    #[arg(long, value_name = "GATE", value_parser = gate)]
+    pub accept: Vec<String>,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
@@ -78,6 +84,22 @@ pub struct CompleteArgs {
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
+}
+
+/// A gate that a person can answer for.
+pub fn gate(name: &str) -> Result<String, String> {
+    if ACCEPTABLE.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("no gate that you can answer for is called that; write one of {}", ACCEPTABLE.join(", ")))
+}
+
+/// Says yes to gates before the order that needs it; each yes stands in the journal.
+async fn accept(context: &Context<'_>, gates: &[String]) -> Result<(), CliError> {
+    for gate in gates {
+        steer(context, Command::Accept { gate: gate.clone() }, true).await?;
+    }
+    Ok(())
 }
 
 fn percent(text: &str) -> Result<u8, String> {
@@ -162,6 +184,7 @@ pub async fn switch(context: &Context<'_>, args: &SwitchArgs) -> Result<Exit, Cl
     if !args.rehearse {
         confirm(context, "Writes will wait for a moment and then go to the other side.", args.yes)?;
     }
+    accept(context, &args.accept).await?;
     let outcome = steer(context, Command::Switch { rehearse: args.rehearse }, false).await?;
     say(context, &outcome, "");
     Ok(Exit::Done)
@@ -169,6 +192,7 @@ pub async fn switch(context: &Context<'_>, args: &SwitchArgs) -> Result<Exit, Cl
 
 pub async fn reverse(context: &Context<'_>, args: &ReverseArgs) -> Result<Exit, CliError> {
     confirm(context, "Writes will wait for a moment and then go to the source again.", args.yes)?;
+    accept(context, &args.accept).await?;
     let outcome = steer(context, Command::Reverse { rehearse: false }, false).await?;
     say(context, &outcome, "");
     Ok(Exit::Reversed)
@@ -264,6 +288,13 @@ fn way_out(service: &rehome_spec::Service) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_file_and_the_engine_know_the_same_gates() {
+        let named = rehome_spec::AcceptedGate::ALL.map(|gate| gate.name());
+        assert_eq!(named, rehome_engine::ACCEPTABLE);
+        assert!(super::gate("verified").is_err(), "nobody can answer for that");
+    }
+
     #[test]
     fn a_share_is_written_with_or_without_its_sign() {
         assert_eq!(super::percent("25%"), Ok(25));

@@ -9,11 +9,12 @@ use crate::exit::{CliError, Exit};
 use crate::paths::RunFolder;
 use async_trait::async_trait;
 use rehome_engine::{
-    Command, CommandError, CommandMessage, CommandOutcome, DecisionAnswer, Engine, EngineError, Goal, RunEnd,
-    Setup,
+    ACCEPTABLE, Command, CommandError, CommandMessage, CommandOutcome, DecisionAnswer, Engine, EngineError,
+    Goal, RunEnd, Setup,
     guard::{self, GuardEnd},
 };
 use rehome_gateway::control::{Answer, Question, Refusal};
+use rehome_journal::GateRecord;
 use rehome_part::{Epoch, Side};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -219,8 +220,14 @@ fn explain(error: CommandError) -> Reply {
     let text = error.to_string();
     match error {
         CommandError::NotNow { hint, .. } => refused(Exit::Failed, &text, &hint),
-        CommandError::GateNotMet { .. } => {
-            refused(Exit::GateNotMet, &text, "nothing was changed; see `rehome status`")
+        CommandError::GateNotMet { gates } => {
+            let mut hints = vec!["nothing was changed; see `rehome status`".to_owned()];
+            let can_be_answered = |gate: &GateRecord| ACCEPTABLE.contains(&gate.name.as_str());
+            if gates.iter().all(can_be_answered) {
+                let yes: Vec<String> = gates.iter().map(|gate| format!("--accept {}", gate.name)).collect();
+                hints.push(format!("if you can answer for it: the same with `{}`", yes.join(" ")));
+            }
+            Reply::Refused { exit_code: Exit::GateNotMet.code(), text, hints }
         }
         CommandError::Aborted { .. } => refused(
             Exit::GateNotMet,

@@ -96,6 +96,7 @@ pub fn settings(migration: &Migration) -> Settings {
             Sessions::Close => SessionRule::Close,
             Sessions::Refuse => SessionRule::Refuse,
         },
+        accepted_gates: switch.accept.iter().map(|gate| gate.name().to_owned()).collect(),
         ..Settings::default()
     }
 }

@@ -3,6 +3,11 @@
 use crate::harness::{Place, Ran};
 use serde_json::Value;
 
+/// Repetitions: one in CI, more in `./test long`.
+pub fn times() -> u32 {
+    std::env::var("REHOME_LONG").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// A short demo; `more` are its arguments.
 pub fn demo(more: &[&str]) -> (Ran, Value) {
     let place = Place::new();

@@ -304,6 +304,7 @@ impl<'a> ByFeed<'a> {
             self.current
         };
         let before = self.received;
+        self.mover.writers(self.flow).note(&page.changes, now);
         for change in page.changes {
             let dropped = self.sabotage.as_mut().is_some_and(|sabotage| sabotage.drops(&change.key));
             if dropped || (is_reserved(&change.key) && !crate::mover::is_marker(&change.key)) {

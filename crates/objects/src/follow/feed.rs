@@ -20,6 +20,8 @@ pub struct Change {
     pub position: u64,
     pub key: String,
     pub deleted: bool,
+    /// The id of the request that made it; empty: none did. `None`: the feed does not tell.
+    pub request: Option<String>,
 }
 
 /// An answer of a feed.
@@ -73,6 +75,8 @@ struct WireChange {
     position: String,
     key: String,
     kind: WireKind,
+    #[serde(default)]
+    request: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -133,7 +137,8 @@ impl HookFeed {
             last = number;
             if let Some(key) = change.key.strip_prefix(self.prefix.as_str()) {
                 let deleted = matches!(change.kind, WireKind::Delete);
-                changes.push(Change { position: number, key: key.to_owned(), deleted });
+                let (key, request) = (key.to_owned(), change.request);
+                changes.push(Change { position: number, key, deleted, request });
             }
         }
         if position < last || head < position {
@@ -180,12 +185,12 @@ mod tests {
     #[test]
     fn keys_are_relative_to_the_prefix() {
         let read = page(
-            r#"{"head":"9","position":"8","changes":[{"position":"5","key":"media/a b%","kind":"put"},
+            r#"{"head":"9","position":"8","changes":[{"position":"5","key":"media/a b%","kind":"put","request":"r-1"},
                {"position":"6","key":"other/x","kind":"put"},{"position":"8","key":"media/é","kind":"delete"}]}"#,
         );
         let expected = vec![
-            Change { position: 5, key: "a b%".into(), deleted: false },
-            Change { position: 8, key: "é".into(), deleted: true },
+            Change { position: 5, key: "a b%".into(), deleted: false, request: Some("r-1".into()) },
+            Change { position: 8, key: "é".into(), deleted: true, request: None },
         ];
         assert_eq!(read.unwrap(), Page { head: 9, position: 8, changes: expected });
     }

@@ -7,10 +7,12 @@ mod by_listing;
 mod feed;
 mod meter;
 mod window;
+mod writers;
 
 pub(crate) use by_feed::ByFeed;
 pub(crate) use by_listing::follow_by_listing;
 pub use feed::{Change, Feed, HookFeed, Page};
+pub(crate) use writers::WriterCounts;
 
 use crate::mover::{Carried, Deletes, Mover};
 use rehome_part::{Error, ErrorKind, Flow, Position, Result, Retry};

@@ -14,6 +14,7 @@ pub(crate) use pass::{PassOptions, PassResult, pass};
 pub use retry::RetryPolicy;
 pub(crate) use transfer::{Carried, known_checksums};
 
+use crate::follow::WriterCounts;
 use crate::listing::{Lister, Merge};
 use crate::store::Store;
 use bytes::{Bytes, BytesMut};
@@ -88,6 +89,7 @@ pub(crate) struct Mover {
     /// Buffers of parts that were written, for the next parts: memory given back and taken again costs time and holes.
     spare: Mutex<Vec<BytesMut>>,
     disordered: [Arc<AtomicBool>; 2],
+    writers: [WriterCounts; 2],
     folder: PathBuf,
     /// Objects written since this was made for which the target reported no checksum to compare.
     pub unproved: AtomicU64,
@@ -119,6 +121,7 @@ impl Mover {
             memory: Arc::new(Semaphore::new(units)),
             spare: Mutex::default(),
             disordered: Default::default(),
+            writers: Default::default(),
             folder: folder.to_owned(),
             unproved: AtomicU64::new(0),
             bytes_of_parts: AtomicU64::new(0),
@@ -130,6 +133,11 @@ impl Mover {
             Side::Source => &self.source,
             Side::Target => &self.target,
         }
+    }
+
+    /// Who writes to the side that `flow` leaves.
+    pub fn writers(&self, flow: Flow) -> &WriterCounts {
+        &self.writers[usize::from(flow == Flow::Reverse)]
     }
 
     pub fn lister(&self, side: Side) -> Lister {

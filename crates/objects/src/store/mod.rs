@@ -217,7 +217,8 @@ pub trait Store: Debug + Send + Sync {
     async fn set_policy(&self, policy: Option<&str>) -> Result<()>;
     /// The policy text that keeps everybody but `principal` from writing, in this store's dialect, added to `existing`.
     fn fence_policy(&self, existing: Option<&str>, principal: &str) -> Result<String>;
-    /// `existing` without the fence and otherwise as it was; `None` when nothing is left (then the policy is to be removed).
+    /// `existing` without the fence and otherwise as it was, the very same text when no fence is in it; `None` when nothing is
+    /// left (then the policy is to be removed).
     fn unfence_policy(&self, existing: &str) -> Result<Option<String>> {
         let _ = existing;
         let text = format!("{} has no policies", self.address());

@@ -68,12 +68,17 @@ pub fn fence(
     Ok(Value::Object(policy).to_string())
 }
 
-/// `existing` without the fence for `prefix`; `None` when no statement is left.
+/// `existing` without the fence for `prefix`: the very same text when there is no such fence in it, `None` when no other
+/// statement is left.
 pub fn unfence(existing: &str, prefix: &str) -> Result<Option<String>> {
     let mut policy = parse(existing)?;
     let mut statements = statements(&policy);
+    let all = statements.len();
     let sid = Value::String(sid(prefix));
     statements.retain(|other| other.get("Sid") != Some(&sid));
+    if statements.len() == all {
+        return Ok(Some(existing.to_owned()));
+    }
     if statements.is_empty() {
         return Ok(None);
     }
@@ -189,6 +194,14 @@ mod tests {
     fn a_policy_that_was_only_the_fence_is_removed() {
         let fenced = fence(Grammar::Aws, "media", "", None, ARN).unwrap();
         assert_eq!(unfence(&fenced, "").unwrap(), None);
+    }
+
+    #[test]
+    fn a_policy_without_the_fence_stays_byte_for_byte() {
+        let of_another_prefix = fence(Grammar::Aws, "media", "a/", None, ARN).unwrap();
+        for text in [OTHERS, r#"{ "Statement" : [] }"#, of_another_prefix.as_str()] {
+            assert_eq!(unfence(text, "").unwrap().as_deref(), Some(text));
+        }
     }
 
     #[test]

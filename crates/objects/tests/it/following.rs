@@ -188,3 +188,17 @@ async fn where_no_store_reports_a_checksum_verify_reads_both_contents() {
     assert_eq!((found.differences_total, found.compared), (1, 2));
     assert_eq!(found.differences[0].id, "content-differs");
 }
+
+#[tokio::test]
+async fn what_is_written_after_a_position_and_before_its_pass_is_compared() {
+    let world = World::new(false);
+    world.source.write("early", b"x").await.unwrap();
+    world.copy(Flow::Forward).await;
+    let part = world.part();
+    let position = part.head(Flow::Forward).await.unwrap();
+    world.source.write("late", b"y").await.unwrap();
+    world.copy(Flow::Forward).await;
+    world.target.bucket.forget("late");
+    let found = part.verify(Flow::Forward, Scope::Since(position), Arc::new(Quiet), CancellationToken::new());
+    assert_eq!(found.await.unwrap().differences_total, 1);
+}

@@ -94,7 +94,7 @@ async fn questions_are_asked_as_documented() {
     let feed = HookFeed::new(&server.url("/changes?tenant=7"), Some("t".into()), "2024/").unwrap();
     assert_eq!(feed.head().await.unwrap(), 1042);
     let page = feed.changes(1040, 500, Duration::from_millis(250)).await.unwrap().unwrap();
-    let change = Change { position: 1041, key: "cat+1.jpg".into(), deleted: false };
+    let change = Change { position: 1041, key: "cat+1.jpg".into(), deleted: false, request: None };
     assert_eq!(page, Page { head: 1042, position: 1041, changes: vec![change] });
     let asked = server.requests();
     assert_eq!(asked[0].path_and_query, "/changes?tenant=7&head=true");

@@ -33,7 +33,7 @@ impl MemoryFeed {
         let mut changes = self.changes.lock().unwrap();
         // Not dense, as positions need not be.
         let position = changes.last().map_or(0, |change| change.position) + 1 + (changes.len() as u64 % 2);
-        changes.push(Change { position, key: key.into(), deleted });
+        changes.push(Change { position, key: key.into(), deleted, request: None });
         drop(changes);
         self.news.notify_waiters();
     }

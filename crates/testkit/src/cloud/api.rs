@@ -8,10 +8,16 @@ use super::listing::{self, MOST, encoded, page};
 use super::multipart::assemble;
 use super::record::{Attributes, Meta, Sums};
 use super::store::{Claim, Conditions, Object, Store};
+use crate::s3::REQUEST_HEADER;
 use s3s::auth::Credentials;
 use s3s::dto::*;
 use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 use std::sync::Arc;
+
+/// The request by which the writer says that it was asked to write.
+fn cause(headers: &http::HeaderMap) -> Option<String> {
+    headers.get(REQUEST_HEADER)?.to_str().ok().map(String::from)
+}
 
 /// Longer bodies are refused before they are read when the write would be denied anyway.
 const LONG_BODY: i64 = 1 << 20;
@@ -36,7 +42,7 @@ impl Api {
         } else {
             Principal::Migration
         };
-        Ok(Claim { by, action, bucket, key })
+        Ok(Claim { by, action, bucket, key, request: None })
     }
 
     /// Runs a change in the store; on a thread that may block when changes are synced to disk.
@@ -330,8 +336,10 @@ impl S3 for Api {
         tell_sums!(output, object.meta.sums);
         output.checksum_type = Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT));
         let (by, bucket, key) = (claim.by, input.bucket.clone(), input.key.clone());
+        let request = cause(&req.headers);
         self.change(move |store| {
-            let claim = Claim { by, action: "s3:PutObject", bucket: &bucket, key: Some(&key) };
+            let (action, request) = ("s3:PutObject", request.as_deref());
+            let claim = Claim { by, action, bucket: &bucket, key: Some(&key), request };
             store.put(claim, object, &conditions)
         })
         .await?;
@@ -371,7 +379,7 @@ impl S3 for Api {
         let by = self.claim(&req.credentials, "s3:PutObject", &input.bucket, Some(&input.key))?.by;
         let (bucket, key) = (input.bucket.clone(), input.key.clone());
         self.change(move |store| {
-            let claim = Claim { by, action: "s3:PutObject", bucket: &bucket, key: Some(&key) };
+            let claim = Claim { by, action: "s3:PutObject", bucket: &bucket, key: Some(&key), request: None };
             store.put(claim, object, &Conditions::default())
         })
         .await?;
@@ -384,8 +392,10 @@ impl S3 for Api {
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
         let (bucket, key) = (req.input.bucket, req.input.key);
         let by = self.claim(&req.credentials, "s3:DeleteObject", &bucket, Some(&key))?.by;
+        let request = cause(&req.headers);
         self.change(move |store| {
-            store.delete(Claim { by, action: "s3:DeleteObject", bucket: &bucket, key: Some(&key) })
+            let (action, request) = ("s3:DeleteObject", request.as_deref());
+            store.delete(Claim { by, action, bucket: &bucket, key: Some(&key), request })
         })
         .await?;
         let mut response = S3Response::new(DeleteObjectOutput::default());
@@ -399,14 +409,21 @@ impl S3 for Api {
     ) -> S3Result<S3Response<DeleteObjectsOutput>> {
         let input = req.input;
         let by = self.claim(&req.credentials, "s3:DeleteObject", &input.bucket, None)?.by;
-        let list = Claim { by, action: "s3:DeleteObject", bucket: &input.bucket, key: Some("") };
+        let list =
+            Claim { by, action: "s3:DeleteObject", bucket: &input.bucket, key: Some(""), request: None };
         self.store.survey(|index| index.bucket(list.bucket).map(|_| ()))?;
         let (mut deleted, mut errors) = (Vec::new(), Vec::new());
         for object in input.delete.objects {
             let (bucket, key) = (input.bucket.clone(), object.key.clone());
             let outcome = self
                 .change(move |store| {
-                    store.delete(Claim { by, action: "s3:DeleteObject", bucket: &bucket, key: Some(&key) })
+                    store.delete(Claim {
+                        by,
+                        action: "s3:DeleteObject",
+                        bucket: &bucket,
+                        key: Some(&key),
+                        request: None,
+                    })
                 })
                 .await;
             match outcome {
@@ -472,7 +489,7 @@ impl S3 for Api {
         let by = claim.by;
         let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id.clone());
         self.change(move |store| {
-            let claim = Claim { by, action: "s3:PutObject", bucket: &bucket, key: Some(&key) };
+            let claim = Claim { by, action: "s3:PutObject", bucket: &bucket, key: Some(&key), request: None };
             store.add_part(claim, &id, number, part)
         })
         .await?;
@@ -519,7 +536,8 @@ impl S3 for Api {
             (input.bucket.clone(), input.key.clone(), input.upload_id.clone(), input.mpu_object_size);
         let meta = self
             .change(move |store| {
-                let claim = Claim { by, action: "s3:PutObject", bucket: &bucket, key: Some(&key) };
+                let claim =
+                    Claim { by, action: "s3:PutObject", bucket: &bucket, key: Some(&key), request: None };
                 store.complete_upload(claim, &id, &conditions, |upload| {
                     for wanted in &listed {
                         check_listed_part(upload, wanted)?;

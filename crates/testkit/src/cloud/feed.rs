@@ -28,6 +28,8 @@ struct Line<'a> {
     position: String,
     key: &'a str,
     kind: &'static str,
+    /// Empty: whoever wrote it named no request.
+    request: &'a str,
 }
 
 /// What a reader asks for.
@@ -115,7 +117,8 @@ fn changes(store: &Store, bucket: &str, after: u64, limit: usize) -> Response<Fu
 
 fn line(change: &Change) -> Line<'_> {
     let kind = if change.deleted { "delete" } else { "put" };
-    Line { position: change.position.to_string(), key: &change.key, kind }
+    let request = change.request.as_deref().unwrap_or_default();
+    Line { position: change.position.to_string(), key: &change.key, kind, request }
 }
 
 fn parse(query: &str) -> Result<Asked, &'static str> {

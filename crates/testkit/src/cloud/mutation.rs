@@ -33,7 +33,7 @@ pub fn read_mutations(directory: &Path) -> io::Result<Vec<Mutation>> {
             Record::Put { position, nanos, by, bucket, key, .. } => {
                 Mutation { position, nanos, principal: by, operation: Operation::Put, bucket, key }
             }
-            Record::Delete { position, nanos, by, bucket, key } => {
+            Record::Delete { position, nanos, by, bucket, key, .. } => {
                 Mutation { position, nanos, principal: by, operation: Operation::Delete, bucket, key }
             }
             _ => return Ok(()),

@@ -34,6 +34,8 @@ pub(super) enum Record {
         /// The multipart upload that ends with this put.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         upload: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<String>,
     },
     Delete {
         position: u64,
@@ -41,6 +43,8 @@ pub(super) enum Record {
         by: Principal,
         bucket: String,
         key: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<String>,
     },
     Begin {
         id: String,

@@ -46,6 +46,8 @@ pub(super) struct Change {
     pub bucket: String,
     pub key: String,
     pub deleted: bool,
+    /// The `x-request-id` that its writer named.
+    pub request: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +83,8 @@ pub(super) struct Claim<'a> {
     pub action: &'static str,
     pub bucket: &'a str,
     pub key: Option<&'a str>,
+    /// The request of its own that the writer names as the cause.
+    pub request: Option<&'a str>,
 }
 
 /// `If-Match` and `If-None-Match` of a write.
@@ -274,6 +278,7 @@ impl Store {
             key,
             object: object.meta.clone(),
             upload,
+            request: claim.request.map(String::from),
         };
         self.commit(locked, record, Some(object))
     }
@@ -292,6 +297,7 @@ impl Store {
             by: claim.by,
             bucket: claim.bucket.into(),
             key: key.into(),
+            request: claim.request.map(String::from),
         };
         self.commit(&mut locked, record, None)
     }
@@ -382,7 +388,7 @@ impl Index {
                         text.and_then(|text| Policy::parse(&text, &name).ok().map(|policy| (text, policy)));
                 }
             }
-            Record::Put { position, bucket: name, key, upload, .. } => {
+            Record::Put { position, bucket: name, key, upload, request, .. } => {
                 if let (Some(bucket), Some(object)) = (self.buckets.get_mut(&name), object) {
                     object.hold();
                     if let Some(old) = bucket.objects.insert(key.clone(), object) {
@@ -390,14 +396,14 @@ impl Index {
                     }
                 }
                 self.end_upload(upload.as_deref());
-                self.note(Change { position, bucket: name, key, deleted: false }, feed_keep);
+                self.note(Change { position, bucket: name, key, deleted: false, request }, feed_keep);
             }
-            Record::Delete { position, bucket: name, key, .. } => {
+            Record::Delete { position, bucket: name, key, request, .. } => {
                 if let Some(old) = self.buckets.get_mut(&name).and_then(|bucket| bucket.objects.remove(&key))
                 {
                     old.release();
                 }
-                self.note(Change { position, bucket: name, key, deleted: true }, feed_keep);
+                self.note(Change { position, bucket: name, key, deleted: true, request }, feed_keep);
             }
             Record::Begin { id, by, bucket, key, begun_ms, attributes, algorithm } => {
                 let upload =

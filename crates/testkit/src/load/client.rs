@@ -44,7 +44,7 @@ impl Client {
         Self {
             name: format!("{}-{role}{number}", config.name),
             host: config.gateway.to_string(),
-            wire: Wire::new(config.gateway),
+            wire: Wire::new(config.gateway).insisting(config.patience),
             patience: config.patience,
             tally,
         }
@@ -63,6 +63,7 @@ impl Client {
         let repeat = if is_write { Repeat::Never } else { Repeat::WhenStale };
         let started_nanos = monotonic_nanos();
         let answer = self.wire.send(request, repeat, self.patience).await;
+        self.tally.refused(self.wire.take_refused());
         Exchange {
             request: format!("{method} {path}"),
             is_write,

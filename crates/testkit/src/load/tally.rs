@@ -51,6 +51,7 @@ pub struct Write {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub at_nanos: u64,
+    pub started_nanos: u64,
     pub client: String,
     /// `GET /media/…`
     pub request: String,
@@ -74,6 +75,8 @@ pub struct Counts {
     /// The longest any client waited for a write or a read so far.
     pub longest_write_ms: f64,
     pub longest_read_ms: f64,
+    /// Connections that were refused and tried again; nothing of a request had been sent.
+    pub connections_refused: u64,
 }
 
 /// Times of answered requests in milliseconds.
@@ -163,9 +166,11 @@ impl Tally {
         if let Some((status, why)) = seen.failure {
             log.counts.failed += 1;
             if log.failures.len() < MOST_DETAILS {
-                let (at_nanos, took_ms) = (seen.ended_nanos, took_ms as u64);
+                let (at_nanos, started_nanos) = (seen.ended_nanos, seen.started_nanos);
+                let took_ms = took_ms as u64;
                 log.failures.push(Failure {
                     at_nanos,
+                    started_nanos,
                     client: seen.client,
                     request: seen.request,
                     took_ms,
@@ -192,6 +197,10 @@ impl Tally {
         inner.log.writes.push(write);
     }
 
+    pub(super) fn refused(&self, connections: u64) {
+        self.lock().log.counts.connections_refused += connections;
+    }
+
     /// A client was shown something older than what it had been told, or something else than it should be.
     pub(super) fn violation(&self, of_own_writes: bool, text: String) {
         let log = &mut self.lock().log;
@@ -214,6 +223,7 @@ impl Tally {
         let at_nanos = monotonic_nanos();
         log.failures.push(Failure {
             at_nanos,
+            started_nanos: at_nanos,
             client: String::new(),
             request: String::new(),
             took_ms: 0,

@@ -8,7 +8,7 @@ pub use order::Order;
 
 use crate::cloud::process::{Ready, end_asked, read_config, say_ready};
 use crate::cloud::{CloudError, Keys, bind};
-use crate::s3::{S3, S3Failure};
+use crate::s3::{REQUEST_HEADER, S3, S3Failure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -73,7 +73,11 @@ impl RunningShop {
 pub async fn serve(config: ShopConfig, shutdown: CancellationToken) -> Result<RunningShop, CloudError> {
     let (listener, address) = bind(config.listen).await?;
     let cloud = HeaderValue::from_str(&config.cloud).unwrap_or(HeaderValue::from_static("unnamed"));
-    let shop = Arc::new(Shop { s3: S3::new(config.s3, &config.bucket, config.keys.clone()), cloud, config });
+    let shop = Arc::new(Shop {
+        s3: S3::new(config.s3, &config.bucket, config.keys.clone()),
+        cloud,
+        config: Arc::new(config),
+    });
     let task = tokio::spawn(crate::listen::serve(listener, shutdown, move |request| {
         let shop = shop.clone();
         async move { shop.answer(request).await }
@@ -100,7 +104,7 @@ type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 struct Shop {
     s3: S3,
     cloud: HeaderValue,
-    config: ShopConfig,
+    config: Arc<ShopConfig>,
 }
 
 /// What a client sends with a write. `number` counts the client's own requests.
@@ -148,6 +152,13 @@ impl Shop {
     }
 
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+        // What it writes names the request, so that the change hook can tell who came through a gateway.
+        let s3 = self.s3.for_request(request.headers().get(REQUEST_HEADER));
+        let this = Self { s3, cloud: self.cloud.clone(), config: Arc::clone(&self.config) };
+        this.serve(request).await
+    }
+
+    async fn serve(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
         let path = request.uri().path().to_string();
         let segments: Vec<&str> = path.trim_start_matches('/').splitn(2, '/').collect();
         match (request.method(), &segments[..]) {

@@ -63,7 +63,8 @@ pub(super) fn text(
     add(format!("max_pause = {}", span(times.max_pause)));
     add(format!("in_flight_deadline = {}", span(times.in_flight_deadline)));
     add(format!("read_step_time = {}", span(times.read_step_time)));
-    add(format!("soak = {}\n", span(times.soak)));
+    add(format!("soak = {}", span(times.soak)));
+    add("# One writer goes past the gateway on purpose: the fence has to stop it.\naccept = [\"no-bypass\"]\n".into());
     add("[[objects]]\nname = \"media\"\n".into());
     for (side, place) in ["source", "target"].into_iter().zip(places) {
         add(format!("[objects.{side}]"));

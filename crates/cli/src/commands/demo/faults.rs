@@ -6,6 +6,7 @@ use crate::daemon::client::Engine;
 use crate::daemon::wire::Verb;
 use crate::paths::RunFolder;
 use rehome_journal::{Reader, RunView};
+use rehome_testkit::monotonic_nanos;
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -51,6 +52,20 @@ impl FromStr for Mischief {
     }
 }
 
+/// A gateway's death: from just before the signal until the process was gone, by the clock of the load.
+#[derive(Debug, Clone, Copy)]
+pub struct Outage {
+    began_nanos: u64,
+    gone_nanos: u64,
+}
+
+impl Outage {
+    /// Was a request open on the gateway when it died? Every client has one request under way at most.
+    pub fn hit(&self, started_nanos: u64, ended_nanos: u64) -> bool {
+        started_nanos <= self.gone_nanos && ended_nanos >= self.began_nanos
+    }
+}
+
 const LOOK: Duration = Duration::from_millis(2);
 /// Longer than the lease and the guard's patience together.
 const STOPPED_FOR: Duration = Duration::from_secs(5);
@@ -61,7 +76,7 @@ pub fn watch(
     run: RunFolder,
     gateway: Arc<GatewayProcess>,
     home: PathBuf,
-) -> JoinHandle<()> {
+) -> JoinHandle<Option<Outage>> {
     tokio::spawn(async move {
         let view = state_entered(&run, &mischief.state).await;
         let (engine, guard) = (engine_pid(&view), guard_pid(&view));
@@ -75,9 +90,11 @@ pub fn watch(
                 signal(engine, Signal::KILL);
             }
             Victim::Gateway => {
+                let began_nanos = monotonic_nanos();
                 if let Err(error) = gateway.kill_and_restart().await {
                     tracing::error!("{}", error.text);
                 }
+                return Some(Outage { began_nanos, gone_nanos: gateway.gone_nanos() });
             }
             Victim::EngineStopped => {
                 signal(engine, Signal::STOP);
@@ -85,6 +102,7 @@ pub fn watch(
                 signal(engine, Signal::CONT);
             }
         }
+        None
     })
 }
 

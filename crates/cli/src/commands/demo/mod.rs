@@ -171,9 +171,14 @@ impl<'a> Show<'a> {
             self.soak().await?;
         }
         logs.push(load.stop().await);
-        if let Some(mischief) = mischief {
-            mischief.abort();
-        }
+        let outage = match mischief {
+            Some(mischief) if mischief.is_finished() => mischief.await.ok().flatten(),
+            Some(mischief) => {
+                mischief.abort();
+                None
+            }
+            None => None,
+        };
         verdicts.push(self.judge(&logs, &straggler).await?);
         let view = self.view()?;
         let seen = summary::Seen {
@@ -181,6 +186,7 @@ impl<'a> Show<'a> {
             straggler: &straggler,
             verdicts: &verdicts,
             unproved: self.unproved()?,
+            outage,
         };
         let summary = summary::of(args, &view, &seen, &self.world.manifest);
         summary::show(self.context.printer, &summary, &view, &seen);

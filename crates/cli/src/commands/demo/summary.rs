@@ -1,6 +1,7 @@
 //! The end of the demo: figures, findings, and the exit code that follows from them.
 
 use super::DemoArgs;
+use super::faults::Outage;
 use crate::exit::Exit;
 use crate::printer::{Printer, count, size, span, style};
 use crate::view::{lines, report};
@@ -24,6 +25,10 @@ pub struct Summary {
     requests: u64,
     requests_by_cloud: BTreeMap<String, u64>,
     requests_failed: u64,
+    /// Of these, the ones that were open on a gateway at the moment it was killed on purpose.
+    requests_open_at_kill: u64,
+    /// Connections that were refused and tried again, while no gateway listened; no byte of a request had left.
+    connections_refused: u64,
     writes_acknowledged: u64,
     writes_lost: u64,
     writes_doubled: u64,
@@ -57,10 +62,12 @@ pub struct Seen<'a> {
     pub verdicts: &'a [Verdict],
     /// What the run did not prove although it could have.
     pub unproved: Vec<String>,
+    /// The gateway's death, when it was killed on purpose.
+    pub outage: Option<Outage>,
 }
 
 pub fn of(args: &DemoArgs, view: &RunView, seen: &Seen<'_>, manifest: &Manifest) -> Summary {
-    let Seen { logs, straggler, verdicts, unproved } = seen;
+    let Seen { logs, straggler, verdicts, unproved, outage } = seen;
     let mut by_cloud = BTreeMap::new();
     for (cloud, requests) in logs.iter().flat_map(|log| &log.counts.by_cloud) {
         *by_cloud.entry(cloud.clone()).or_insert(0) += requests;
@@ -88,6 +95,8 @@ pub fn of(args: &DemoArgs, view: &RunView, seen: &Seen<'_>, manifest: &Manifest)
         requests: sum(|log| log.counts.requests),
         requests_by_cloud: by_cloud,
         requests_failed: sum(|log| log.counts.failed),
+        requests_open_at_kill: outage.map_or(0, |outage| open_at(logs, outage)),
+        connections_refused: sum(|log| log.counts.connections_refused),
         writes_acknowledged: last.writes_acknowledged,
         writes_lost: verdicts.iter().map(|verdict| verdict.writes_lost).max().unwrap_or(0),
         writes_doubled: verdicts.iter().map(|verdict| verdict.writes_doubled).max().unwrap_or(0),
@@ -108,6 +117,12 @@ pub fn of(args: &DemoArgs, view: &RunView, seen: &Seen<'_>, manifest: &Manifest)
         straggler_refused: straggler.counts.writes_unknown + straggler.counts.writes_refused,
         findings,
     }
+}
+
+/// Failed requests that were under way when the gateway died.
+fn open_at(logs: &[LoadLog], outage: Outage) -> u64 {
+    let failures = logs.iter().flat_map(|log| &log.failures);
+    failures.filter(|failure| outage.hit(failure.started_nanos, failure.at_nanos)).count() as u64
 }
 
 fn name(breach: Breach) -> String {
