@@ -197,6 +197,9 @@ async fn what_is_written_after_a_position_and_before_its_pass_is_compared() {
     let part = world.part();
     let position = part.head(Flow::Forward).await.unwrap();
     world.source.write("late", b"y").await.unwrap();
+    let written = std::time::SystemTime::now();
+    let apart = Duration::from_millis(2); // times are told in milliseconds
+    eventually("the clock moves on", || written.elapsed().is_ok_and(|elapsed| elapsed >= apart)).await;
     world.copy(Flow::Forward).await;
     world.target.bucket.forget("late");
     let found = part.verify(Flow::Forward, Scope::Since(position), Arc::new(Quiet), CancellationToken::new());
