@@ -201,7 +201,7 @@ async fn what_is_written_after_a_position_and_before_its_pass_is_compared() {
     let apart = Duration::from_millis(2); // times are told in milliseconds
     eventually("the clock moves on", || written.elapsed().is_ok_and(|elapsed| elapsed >= apart)).await;
     world.copy(Flow::Forward).await;
-    world.target.bucket.forget("late");
+    world.target.bucket.seed("late", "z");
     let found = part.verify(Flow::Forward, Scope::Since(position), Arc::new(Quiet), CancellationToken::new());
     assert_eq!(found.await.unwrap().differences_total, 1);
 }
