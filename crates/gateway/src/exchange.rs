@@ -122,10 +122,25 @@ impl Exchange {
         self.service.side(side).failed.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The upstream that has the request broke off, or did not answer in time.
+    pub fn upstream_failed(&self) {
+        if let Some(connection) = &self.connection {
+            connection.member().failed();
+        }
+    }
+
+    /// Did the client's side of the request's body break?
+    pub fn client_broke_off(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.has_failed())
+    }
+
     /// The head of the answer is here. A write counts as acknowledged from now on: the client may see it any moment.
     pub fn answered(&mut self, status: StatusCode, took: Duration, sets_cookie: bool) {
         self.status = status;
         if let Some(side) = self.side {
+            if let Some(connection) = &self.connection {
+                connection.member().answered();
+            }
             let state = self.service.side(side);
             state.answers.record(took);
             if status.is_server_error() {
@@ -162,10 +177,9 @@ impl Exchange {
     pub fn complete(mut self) {
         if let Some(connection) = self.connection.take()
             && self.progress.as_ref().is_none_or(|progress| progress.is_done())
-            && let Some(side) = self.side
             && self.session.is_none()
         {
-            self.service.side(side).pool.put(connection);
+            connection.give_back();
         }
         self.finish(Outcome::Answered);
     }

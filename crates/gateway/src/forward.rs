@@ -11,23 +11,22 @@ use crate::server::MAX_HEAD;
 use crate::service::{Class, Service};
 use crate::session;
 use crate::split::ClientId;
-use crate::upstream::{Connection, SentBytes};
+use crate::upstream::{Answer, AnswerFuture, Connection, Member, SentBytes};
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Uri, Version, request};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::{Body, Incoming};
-use hyper::client::conn::TrySendError;
 use rehome_part::Side;
+use rehome_spec::UpstreamHttp;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// What a waiting write's body may take at most: it is left unread, but the connection's own buffer may fill.
 const BODY_BUFFER: u64 = 64 << 10;
-
-type Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
-type AnswerFuture = Pin<Box<dyn Future<Output = Answer> + Send>>;
+/// How often a read is sent again to the same side.
+const REPEATS: u32 = 2;
 
 /// Answers one request.
 pub(crate) async fn serve(
@@ -63,12 +62,15 @@ pub(crate) async fn serve(
     let waiting_bytes = head_bytes + body_bytes;
     let (mut parts, body) = request.into_parts();
     let host = match (parts.uri.authority().and_then(host_value), parts.headers.contains_key(header::HOST)) {
-        (None, false) => HeaderValue::from_str(&exchange.service.plan.source.authority).ok(),
+        (None, false) => first_authority(&exchange.service),
         (host, _) => host,
     };
     headers::prepare_request(&mut parts.headers, parts.version, peer, host);
-    parts.version = Version::HTTP_11;
-    parts.uri = exchange.path.clone().map_or_else(Uri::default, Uri::from);
+    address_upstream(&exchange.service, &mut parts, exchange.path.clone());
+    if upgrade.is_some() && exchange.service.plan.dialing.http == UpstreamHttp::Two {
+        let text = "this service is spoken to with HTTP/2, which has no upgrades\n";
+        return refuse(exchange, StatusCode::NOT_IMPLEMENTED, text, Outcome::NotSent);
+    }
     let (body, progress) = RequestBody::passing(body);
     exchange.progress = progress;
     match class {
@@ -80,6 +82,25 @@ pub(crate) async fn serve(
             write(exchange, Request::from_parts(parts, body), waiting_bytes, upgrade).await
         }
     }
+}
+
+/// What an HTTP/1.0 client left out and HTTP/1.1 wants.
+fn first_authority(service: &Service) -> Option<HeaderValue> {
+    service.plan.source.first().and_then(|upstream| HeaderValue::from_str(&upstream.authority).ok())
+}
+
+/// Puts path, host and version into the form in which the upstream is spoken to.
+fn address_upstream(service: &Service, parts: &mut request::Parts, path: Option<PathAndQuery>) {
+    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let secure = service.plan.dialing.tls.is_some();
+    parts.uri = service.plan.upstream_uri(path, host, secure);
+    parts.version = match service.plan.dialing.http {
+        UpstreamHttp::One => Version::HTTP_11,
+        UpstreamHttp::Two => {
+            parts.headers.remove(header::HOST);
+            Version::HTTP_2
+        }
+    };
 }
 
 fn classify<B>(service: &Service, request: &Request<B>) -> Class {
@@ -123,17 +144,22 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
     let mut side = service.side_of_read(exchange.client, exchange.address);
     let repeatable = headers::is_repeatable(&parts.method) && body.is_end_stream();
     let mut request = Some(Request::from_parts(parts, body));
-    let mut fresh = false;
+    let mut fresh: Option<Arc<Member>> = None;
+    let mut repeats = 0;
+    service.budget.earn();
     loop {
         let state = service.side(side);
-        let taken = if fresh { state.pool.connect().await } else { state.pool.take(false).await };
+        let taken = match &fresh {
+            Some(broken) => state.group.connect(Some(broken)).await,
+            None => state.group.take(false).await,
+        };
         let (connection, connecting) = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 tracing::debug!(%error, %side, "cannot connect");
                 exchange.side_failed(side);
                 if side != service.gate.owner() {
-                    (side, fresh) = (service.gate.owner(), false);
+                    (side, fresh) = (service.gate.owner(), None);
                     continue;
                 }
                 return refuse(
@@ -147,10 +173,12 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
         if let Some(took) = connecting {
             state.connects.record(took);
         }
-        // Another try: on a fresh connection when an old one broke, on the owner when the other side broke.
-        let again = match (connection.reused, side != service.gate.owner()) {
-            (true, _) => Some((side, true)),
-            (false, true) => Some((service.gate.owner(), false)),
+        // Another try: on a fresh connection when an old one broke, with a peer when there is one, on the owner when the other
+        // side broke.
+        let here = repeats < REPEATS && (connection.reused || state.group.members().len() > 1);
+        let again = match (here, side != service.gate.owner()) {
+            (true, _) => Some((side, Some(connection.member().clone()))),
+            (false, true) => Some((service.gate.owner(), None)),
             (false, false) => None,
         };
         let again = again.filter(|_| repeatable);
@@ -169,8 +197,11 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
                 );
             }
             Err(Failure::Broken) => match again {
-                Some(next) => (side, fresh) = next,
-                None => return broken_read(exchange, side),
+                Some(next) if service.may_repeat() => {
+                    (side, fresh) = next;
+                    repeats += 1;
+                }
+                _ => return broken_read(exchange, side),
             },
         }
         exchange.side_failed(side);
@@ -178,7 +209,7 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
 }
 
 fn broken_read(exchange: Exchange, side: Side) -> Response<ResponseBody> {
-    if exchange.progress.as_ref().is_some_and(|progress| progress.has_failed()) {
+    if exchange.client_broke_off() {
         return refuse(
             exchange,
             StatusCode::BAD_REQUEST,
@@ -212,20 +243,27 @@ async fn send_read(
 ) -> Result<Response<Incoming>, Failure> {
     exchange.sending(side);
     let sent_at = Instant::now();
-    let answer = connection.sender.try_send_request(request);
     let timeout = exchange.service.plan.upstream_timeout;
-    match in_time(answer, exchange.progress.as_ref(), timeout).await {
+    let answer = in_time(connection.send(request), exchange.progress.as_ref(), timeout).await;
+    match answer {
         Some(Ok(response)) => {
-            exchange.answered(response.status(), sent_at.elapsed(), false);
             exchange.connection = Some(connection);
+            exchange.answered(response.status(), sent_at.elapsed(), false);
             Ok(response)
         }
         Some(Err(error)) => {
             let error = error.into_error();
             tracing::debug!(%error, %side, "no answer to a read");
+            // A kept connection may have ended of old age; only a young one says something about its upstream.
+            if !connection.reused && !exchange.client_broke_off() {
+                connection.member().failed();
+            }
             Err(Failure::Broken)
         }
-        None => Err(Failure::TimedOut),
+        None => {
+            connection.member().failed();
+            Err(Failure::TimedOut)
+        }
     }
 }
 
@@ -264,7 +302,7 @@ async fn write(
             Err(full) => return full_response(exchange, full),
         }
         let side = side_of_write(&exchange);
-        let taken = service.side(side).pool.take(true).await;
+        let taken = service.side(side).group.take(true).await;
         if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) {
             // The lease ended while a connection was made; nothing was sent, so it waits like the others.
             exchange.ticket = None;
@@ -307,11 +345,10 @@ async fn send_write(
     upgrade: Option<session::Wanted>,
 ) -> Response<ResponseBody> {
     exchange.sending(side);
-    let service = exchange.service.clone();
     loop {
         let sent_bytes = connection.sent_bytes();
         let sent_at = Instant::now();
-        let answer: AnswerFuture = Box::pin(connection.sender.try_send_request(request));
+        let answer = connection.send_owned(request);
         exchange.connection = Some(connection);
         let mut following = Following(Some((answer, exchange)));
         let answer = following.answer().await;
@@ -330,23 +367,32 @@ async fn send_write(
             }
             Some(Err(mut error)) => match error.take_message() {
                 // The connection had ended before it took the request: no byte left, so a fresh one may.
-                Some(message) if !sent_bytes.any() => match service.side(side).pool.connect().await {
-                    Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
-                        let text = "the gateway lost its lease; nothing was sent, please try again\n";
-                        return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
+                Some(message) if sent_bytes.none_of_what_came_back() => {
+                    match fresh_for(&exchange, side).await {
+                        Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
+                            let text = "the gateway lost its lease; nothing was sent, please try again\n";
+                            return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
+                        }
+                        Ok((fresh, _)) => (request, connection) = (message, fresh),
+                        Err(error) => return unreachable_write(exchange, side, &error),
                     }
-                    Ok((fresh, _)) => (request, connection) = (message, fresh),
-                    Err(error) => return unreachable_write(exchange, side, &error),
-                },
+                }
                 _ => return broken_write(exchange, side, &sent_bytes, &error.into_error()),
             },
             None => {
                 exchange.side_failed(side);
+                exchange.upstream_failed();
                 let text = "the service did not answer in time; whether it did the work is not known\n";
                 return refuse(exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown);
             }
         }
     }
+}
+
+/// A new connection for a write whose old one ended before it took anything.
+async fn fresh_for(exchange: &Exchange, side: Side) -> std::io::Result<(Connection, Option<Duration>)> {
+    let broken = exchange.connection.as_ref().map(Connection::member);
+    exchange.service.side(side).group.connect(broken).await
 }
 
 /// Keeps a write's answer awaited when the client goes away: the upstream works on it all the same, and until it answered
@@ -418,7 +464,7 @@ fn broken_write(
     error: &hyper::Error,
 ) -> Response<ResponseBody> {
     tracing::debug!(%error, %side, "no answer to a write");
-    if exchange.progress.as_ref().is_some_and(|progress| progress.has_failed()) {
+    if exchange.client_broke_off() {
         let outcome = if sent.any() { Outcome::Unknown } else { Outcome::NotSent };
         return refuse(exchange, StatusCode::BAD_REQUEST, "the request's body broke off\n", outcome);
     }
@@ -428,6 +474,7 @@ fn broken_write(
         return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
     }
     exchange.side_failed(side);
+    exchange.upstream_failed();
     let text = "the connection to the service broke; whether it did the work is not known\n";
     refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown)
 }

@@ -4,10 +4,12 @@
 use crate::body::RequestBody;
 use crate::core::Core;
 use crate::service::{Service, SideState};
+use crate::upstream::Member;
 use http::uri::PathAndQuery;
-use http::{Request, StatusCode, Uri, header};
+use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use rehome_part::Side;
+use rehome_spec::UpstreamHttp;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,8 +29,10 @@ pub(crate) async fn watch(core: Arc<Core>) {
         let rounds = core.services.iter().map(|(service, _)| look(service));
         futures::future::join_all(rounds).await;
         for (service, _) in &core.services {
-            service.source.pool.sweep();
-            service.target.pool.sweep();
+            let members =
+                [&service.source, &service.target].into_iter().flat_map(|side| side.group.members());
+            members.for_each(|member| member.sweep());
+            service.budget.second();
             if count.is_multiple_of(WINDOW) {
                 service.turn();
             }
@@ -38,30 +42,48 @@ pub(crate) async fn watch(core: Arc<Core>) {
 
 async fn look(service: &Service) {
     let Some(path) = &service.plan.health else { return };
-    let sides = [Side::Source, Side::Target].map(|side| async move {
+    let members = [Side::Source, Side::Target].into_iter().flat_map(|side| {
         let state = service.side(side);
-        let healthy = tokio::time::timeout(PATIENCE, is_well(state, path)).await.unwrap_or(false);
-        if state.healthy() != Some(healthy) {
-            tracing::info!(service = service.plan.name, %side, healthy, "health");
-        }
-        state.set_healthy(healthy);
+        state.group.members().iter().map(move |member| look_at(service, side, state, member, path))
     });
-    futures::future::join_all(sides).await;
+    futures::future::join_all(members).await;
 }
 
-async fn is_well(state: &SideState, path: &PathAndQuery) -> bool {
-    let Ok((mut connection, connecting)) = state.pool.connect().await else { return false };
+async fn look_at(
+    service: &Service,
+    side: Side,
+    state: &SideState,
+    member: &Arc<Member>,
+    path: &PathAndQuery,
+) {
+    let well = is_well(service, state, member, path);
+    let healthy = tokio::time::timeout(PATIENCE, well).await.unwrap_or(false);
+    if member.healthy() != Some(healthy) {
+        let upstream = &member.upstream.authority;
+        tracing::info!(service = service.plan.name, %side, upstream, healthy, "health");
+    }
+    member.set_healthy(healthy);
+}
+
+async fn is_well(service: &Service, state: &SideState, member: &Arc<Member>, path: &PathAndQuery) -> bool {
+    // A connection of its own where that says something about the next one; HTTP/2 has one for everybody.
+    let taken = match service.plan.dialing.http {
+        UpstreamHttp::One => member.connect().await,
+        UpstreamHttp::Two => member.take(false).await,
+    };
+    let Ok((mut connection, connecting)) = taken else { return false };
     if let Some(took) = connecting {
         state.connects.record(took);
     }
-    let request = Request::builder()
-        .uri(Uri::from(path.clone()))
-        .header(header::HOST, &state.pool.upstream.authority)
-        .header(header::USER_AGENT, "rehome-gateway")
-        .header(header::CONNECTION, "close")
-        .body(RequestBody::Empty);
-    let Ok(request) = request else { return false };
-    match connection.sender.send_request(request).await {
+    let authority = &member.upstream.authority;
+    let uri = service.plan.upstream_uri(Some(path.clone()), Some(authority), member.upstream.secure);
+    let request = Request::builder().uri(uri).header(header::USER_AGENT, "rehome-gateway");
+    let request = match service.plan.dialing.http {
+        UpstreamHttp::One => request.header(header::HOST, authority).header(header::CONNECTION, "close"),
+        UpstreamHttp::Two => request,
+    };
+    let Ok(request) = request.body(RequestBody::Empty) else { return false };
+    match connection.send(request).await {
         Ok(response) => {
             let status = response.status();
             let drained = response.into_body().collect().await.is_ok();

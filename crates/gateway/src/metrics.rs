@@ -54,7 +54,7 @@ fn write(page: &mut String, core: &Core) -> fmt::Result {
 type Figure = fn(&Service) -> Option<f64>;
 
 fn per_service(page: &mut String, core: &Core) -> fmt::Result {
-    let figures: [(&str, &str, &str, Figure); 9] = [
+    let figures: [(&str, &str, &str, Figure); 11] = [
         ("rehome_weight_wanted", "gauge", "Percent of reads asked to leave the owner.", |service| {
             Some(f64::from(service.weight.load(Ordering::Relaxed)))
         }),
@@ -70,6 +70,10 @@ fn per_service(page: &mut String, core: &Core) -> fmt::Result {
         ("rehome_writes_total", "counter", "Writes handed to an upstream.", |service| count(&service.writes)),
         ("rehome_writes_unknown_total", "counter", "Writes without a known outcome.", |service| {
             count(&service.writes_unknown)
+        }),
+        ("rehome_repeated_total", "counter", "Reads sent a second time.", |service| count(&service.repeated)),
+        ("rehome_not_repeated_total", "counter", "Reads not repeated: the budget was spent.", |service| {
+            count(&service.not_repeated)
         }),
         ("rehome_held_total", "counter", "Writes and sessions that waited.", |service| count(&service.held)),
         ("rehome_held_seconds_total", "counter", "Time they waited.", |service| {

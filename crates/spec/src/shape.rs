@@ -242,6 +242,17 @@ pub struct Service {
     pub listen: String,
     pub source: String,
     pub target: String,
+    /// Further addresses of the source, equals of the first: the one with the fewest requests under way is next.
+    #[serde(default)]
+    pub source_peers: Vec<String>,
+    #[serde(default)]
+    pub target_peers: Vec<String>,
+    /// What the addresses are spoken to with; gRPC needs "2".
+    #[serde(default)]
+    pub upstream_http: UpstreamHttp,
+    /// A file with certificates (PEM) to believe beside the system's own, for addresses with https.
+    #[serde(default)]
+    pub upstream_ca: Option<PathBuf>,
     /// A path that answers 200 on a healthy side.
     #[serde(default)]
     pub health: Option<String>,
@@ -263,6 +274,17 @@ pub struct Service {
     /// How long an upstream may take to begin its answer.
     #[serde(default = "default_answer")]
     pub upstream_timeout: Span,
+}
+
+/// The version of HTTP between the gateway and the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum UpstreamHttp {
+    #[default]
+    #[serde(rename = "1.1")]
+    One,
+    /// HTTP/2: by ALPN on https, with prior knowledge on http.
+    #[serde(rename = "2")]
+    Two,
 }
 
 /// `cookie:NAME`, `header:NAME` or `address`.

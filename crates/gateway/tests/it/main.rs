@@ -8,4 +8,5 @@ mod process;
 mod reads;
 mod support;
 mod switch;
+mod upstreams;
 mod writes;

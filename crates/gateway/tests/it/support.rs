@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use rehome_gateway::client::Client;
 use rehome_gateway::control::{Refusal, Request as Control, Response as Reply, Status};
 use rehome_gateway::{Config, Running, start};
@@ -22,6 +23,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 pub const SECRET: &str = "a secret of the tests";
 pub const TOKEN: Token = Token(7);
@@ -48,6 +50,9 @@ pub struct Seen {
     pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    pub version: http::Version,
+    /// `scheme://authority`, where the request's address had one.
+    pub origin: Option<String>,
 }
 
 /// A side of a service. Paths: `/wait…` answers when [`Upstream::let_go`] allows it, `/events` streams without end,
@@ -60,6 +65,11 @@ pub struct Upstream {
 
 impl Upstream {
     pub async fn start(name: &'static str) -> Self {
+        Self::with_tls(name, None).await
+    }
+
+    /// Speaks HTTP/1.1 and HTTP/2, whichever a client begins with.
+    pub async fn with_tls(name: &'static str, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
@@ -69,11 +79,19 @@ impl Upstream {
             loop {
                 let Ok((stream, _)) = listener.accept().await else { return };
                 let shared = shared.clone();
-                let service = service_fn(move |request| answer(name, request, shared.clone()));
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .with_upgrades();
-                tokio::spawn(connection);
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| answer(name, request, shared.clone()));
+                    let server = auto::Builder::new(TokioExecutor::new());
+                    // How a connection ends is its client's concern.
+                    let _ended = match tls {
+                        None => server.serve_connection_with_upgrades(TokioIo::new(stream), service).await,
+                        Some(tls) => {
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            server.serve_connection_with_upgrades(TokioIo::new(stream), service).await
+                        }
+                    };
+                });
             }
         });
         Self { address, seen, permits }
@@ -114,10 +132,12 @@ async fn answer(
     (seen, permits): Shared,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, hyper::Error> {
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
-    let headers = request.headers().clone();
+    let (headers, version) = (request.headers().clone(), request.version());
+    let origin = request.uri().scheme_str().zip(request.uri().authority());
+    let origin = origin.map(|(scheme, authority)| format!("{scheme}://{authority}"));
     let upgrade = headers.contains_key("upgrade").then(|| hyper::upgrade::on(&mut request));
     let body = request.into_body().collect().await?.to_bytes();
-    seen.lock().unwrap().push(Seen { method, path: path.clone(), headers, body });
+    seen.lock().unwrap().push(Seen { method, path: path.clone(), headers, body, version, origin });
     if path.starts_with("/wait") {
         permits.acquire().await.unwrap().forget();
     }
@@ -171,6 +191,23 @@ where
     format!("http://{address}")
 }
 
+/// The same for so many connections; afterwards nobody listens there.
+pub async fn raw_upstream_until<F, W>(connections: usize, work: W) -> String
+where
+    W: Fn(TcpStream) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for _ in 0..connections {
+            let Ok((stream, _)) = listener.accept().await else { return };
+            tokio::spawn(work(stream));
+        }
+    });
+    format!("http://{address}")
+}
+
 /// Reads a request's head from a raw connection; empty when the peer is gone.
 pub async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
@@ -196,6 +233,10 @@ pub fn service(source: &str, target: &str) -> Service {
         listen: "127.0.0.1:0".into(),
         source: source.into(),
         target: target.into(),
+        source_peers: Vec::new(),
+        target_peers: Vec::new(),
+        upstream_http: rehome_spec::UpstreamHttp::One,
+        upstream_ca: None,
         health: None,
         reads: ["GET", "HEAD", "OPTIONS"].map(String::from).to_vec(),
         uses: vec!["media".into()],

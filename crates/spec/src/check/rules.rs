@@ -327,12 +327,16 @@ fn reads(service: &Node, found: &mut Vec<Raw>) {
 }
 
 fn same_address(service: &Node, found: &mut Vec<Raw>) {
-    let clean = |key| service.text_of(key).map(|text| text.trim_end_matches('/'));
-    if let (Some(source), Some(target)) = (clean("source"), clean("target"))
-        && source == target
-        && let Some(value) = service.get("target")
-    {
-        let problem = Raw::error(&value.span, "`source` and `target` are the same address");
-        found.push(problem.hint("write where the service runs in the new cloud"));
+    let of = |first: &str, peers: &str| {
+        let all = service.get(first).into_iter().chain(service.list(peers));
+        all.filter_map(|node| Some((node.text()?.trim_end_matches('/'), node.span.clone())))
+            .collect::<Vec<_>>()
+    };
+    let sources = of("source", "source_peers");
+    for (address, span) in of("target", "target_peers") {
+        if sources.iter().any(|(source, _)| *source == address) {
+            let problem = Raw::error(&span, "`source` and `target` are the same address");
+            found.push(problem.hint("write where the service runs in the new cloud"));
+        }
     }
 }

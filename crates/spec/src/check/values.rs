@@ -89,6 +89,10 @@ pub(super) fn check(
         (_, ["services", key @ ("source" | "target")]) => {
             service_address(key, text, "http://10.0.0.5:8000", span)
         }
+        (_, ["services", key @ ("source_peers" | "target_peers")]) => {
+            service_address(key, text, "http://10.0.0.6:8000", span)
+        }
+        (_, ["services", key @ "upstream_ca"]) => absolute(key, text, span),
         (_, ["services", "listen"]) => listen(text, span),
         (_, ["services", "health"]) => health(text, span),
         (_, ["services", "reads"]) => method(text, span),
@@ -370,6 +374,14 @@ fn control(text: &str, span: &Range<usize>) -> Option<Raw> {
         return Some(Raw::error(span, text).hint("write for example \"/run/rehome/gateway.sock\""));
     }
     None
+}
+
+fn absolute(key: &str, text: &str, span: &Range<usize>) -> Option<Raw> {
+    if text.starts_with('/') {
+        return None;
+    }
+    let problem = Raw::error(span, format!("`{key}` must be a whole path, wherever the gateway is started"));
+    Some(problem.hint("write for example \"/etc/rehome/ca.pem\""))
 }
 
 /// Is this the address of a machine on a network of one's own?
