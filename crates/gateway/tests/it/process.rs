@@ -78,6 +78,15 @@ impl Process {
     }
 }
 
+/// Is every thread of the process stopped?
+fn stands_still(pid: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
+}
+
 #[tokio::test]
 async fn a_gateway_stopped_past_its_lease_wakes_up_holding() {
     let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
@@ -89,6 +98,8 @@ async fn a_gateway_stopped_past_its_lease_wakes_up_holding() {
     let (lease, armed) = (Duration::from_millis(500), std::time::Instant::now());
     gateway.done(Gateway::arm(1, lease.as_millis() as u64)).await;
     kill_process(gateway.pid, Signal::STOP).unwrap();
+    // The signal is on its way to each thread: one that still runs would take the write within its lease.
+    eventually("it stands still", || async { stands_still(gateway.pid) }).await;
     // It lies in the socket of the sleeper when that wakes up.
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"POST /late HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await.unwrap();
