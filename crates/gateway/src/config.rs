@@ -198,7 +198,7 @@ impl Plan {
             .unwrap_or_else(|_| path_only())
     }
 
-    fn check(service: &Service) -> Result<Self, GatewayError> {
+    pub fn check(service: &Service) -> Result<Self, GatewayError> {
         let name = &service.name;
         let wrong = |text: String| GatewayError::Config(format!("service `{name}`: {text}"));
         let method = |text: &String| {

@@ -30,4 +30,5 @@ mod state_file;
 mod upstream;
 
 pub use config::{Config, GatewayError, Sabotage};
+pub use health::{Probed, probe};
 pub use server::{Drained, Running, start};
