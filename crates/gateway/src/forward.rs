@@ -93,20 +93,12 @@ fn classify<B>(service: &Service, request: &Request<B>) -> Class {
     }
 }
 
-/// What RFC 9112 section 3.2 wants refused and hyper lets pass, and heads that came in whole before hyper counted.
+/// What must not be forwarded and hyper lets pass, and heads that came in whole before hyper counted.
 fn check<B>(request: &Request<B>, head_bytes: u64) -> Result<(), (StatusCode, &'static str)> {
     if head_bytes > MAX_HEAD as u64 {
         return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large\n"));
     }
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let (first, second) = (hosts.next(), hosts.next());
-    if second.is_some() {
-        return Err((StatusCode::BAD_REQUEST, "a request has one Host\n"));
-    }
-    if first.is_none() && request.version() == Version::HTTP_11 && request.uri().authority().is_none() {
-        return Err((StatusCode::BAD_REQUEST, "an HTTP/1.1 request needs a Host\n"));
-    }
-    Ok(())
+    headers::ambiguity(request).map_or(Ok(()), |text| Err((StatusCode::BAD_REQUEST, text)))
 }
 
 /// The memory a request's head takes, roughly.
