@@ -3,6 +3,7 @@
 
 use crate::access_log::Entry;
 use crate::body::Progress;
+use crate::forward::in_time;
 use crate::gate::{Session, Ticket};
 use crate::service::{Class, Service};
 use crate::split::ClientId;
@@ -161,13 +162,30 @@ impl Exchange {
     /// The whole answer was received.
     pub fn complete(mut self) {
         if let Some(connection) = self.connection.take()
-            && self.progress.as_ref().is_none_or(|progress| progress.is_done())
             && let Some(side) = self.side
             && self.session.is_none()
         {
-            self.service.side(side).pool.put(connection);
+            match self.progress.take().filter(|progress| !progress.is_done()) {
+                Some(progress) => self.linger(connection, progress),
+                None => self.service.side(side).pool.put(connection),
+            }
         }
         self.finish(Outcome::Answered);
+    }
+
+    /// The answer came before the whole request was sent. The rest may follow as long as it moves, so that the client sees
+    /// the answer and no reset; an upstream that takes no more of it must not keep both connections for ever.
+    fn linger(&self, connection: Connection, progress: Arc<Progress>) {
+        let service = self.service.clone();
+        service.tasks.clone().spawn(async move {
+            let stands_still =
+                in_time(std::future::pending::<()>(), Some(&progress), service.plan.upstream_timeout);
+            tokio::select! {
+                _ = stands_still => {}
+                () = service.kill.cancelled() => {}
+            }
+            connection.cut();
+        });
     }
 
     /// The answer began and broke off.

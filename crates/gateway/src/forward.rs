@@ -207,6 +207,10 @@ async fn send_read(
     let answer = connection.sender.try_send_request(request);
     let timeout = exchange.service.plan.upstream_timeout;
     match in_time(answer, exchange.progress.as_ref(), timeout).await {
+        Some(Ok(response)) if is_upgrade(&response) => {
+            tracing::debug!(%side, "an upgrade that nobody asked for");
+            Err(Failure::Broken)
+        }
         Some(Ok(response)) => {
             exchange.answered(response.status(), sent_at.elapsed(), false);
             exchange.connection = Some(connection);
@@ -222,7 +226,7 @@ async fn send_read(
 }
 
 /// Waits for an answer; the time runs anew while the request's body moves.
-async fn in_time<F: Future>(
+pub(crate) async fn in_time<F: Future>(
     answer: F,
     progress: Option<&Arc<Progress>>,
     timeout: Duration,
@@ -310,13 +314,17 @@ async fn send_write(
         let Some((_, back)) = following.0.take() else { return internal() };
         exchange = back;
         match answer {
+            // To pass it on would end HTTP on a connection whose client goes on with it.
+            Some(Ok(response)) if upgrade.is_none() && is_upgrade(&response) => {
+                exchange.side_failed(side);
+                let text = "the service changed the protocol unasked; whether it did the work is not known\n";
+                return refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown);
+            }
             Some(Ok(response)) => {
                 let sets_cookie = response.headers().contains_key(header::SET_COOKIE);
                 exchange.answered(response.status(), sent_at.elapsed(), sets_cookie);
                 return match upgrade {
-                    Some(wanted) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                        session::begin(exchange, wanted, response)
-                    }
+                    Some(wanted) if is_upgrade(&response) => session::begin(exchange, wanted, response),
                     _ => respond(exchange, response),
                 };
             }
@@ -339,6 +347,10 @@ async fn send_write(
             }
         }
     }
+}
+
+fn is_upgrade<B>(response: &Response<B>) -> bool {
+    response.status() == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Keeps a write's answer awaited when the client goes away: the upstream works on it all the same, and until it answered
@@ -365,7 +377,7 @@ impl Drop for Following {
             tokio::select! {
                 answer = in_time(answer, exchange.progress.as_ref(), timeout) => {
                     if let Some(Ok(response)) = answer
-                        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+                        && !is_upgrade(&response)
                         && !headers::is_stream(response.headers())
                     {
                         exchange.status = response.status();

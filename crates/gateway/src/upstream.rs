@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -30,6 +31,7 @@ const KEPT: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub sender: SendRequest<RequestBody>,
+    driver: AbortHandle,
     /// The same socket, only for looking at what has arrived.
     probe: OwnedFd,
     /// Bytes handed to the system so far.
@@ -42,6 +44,11 @@ pub(crate) struct Connection {
 impl Connection {
     pub fn sent_bytes(&self) -> SentBytes {
         SentBytes { counter: self.sent.clone(), before: self.sent.load(Ordering::SeqCst) }
+    }
+
+    /// Closes it whatever it is doing; dropped alone, it would first send the rest of a request's body.
+    pub fn cut(self) {
+        self.driver.abort();
     }
 
     /// Looks into the socket: an end, an error or bytes nobody asked for mean that it is of no use.
@@ -117,13 +124,17 @@ impl Pool {
             .handshake(wire)
             .await
             .map_err(io::Error::other)?;
-        tokio::spawn(async move {
+        let driver = tokio::spawn(async move {
             // Whoever uses the connection hears of its errors; here they only end the task.
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "upstream connection ended");
             }
         });
-        Ok((Connection { sender, probe, sent, idle_since: Instant::now(), reused: false }, Some(took)))
+        let driver = driver.abort_handle();
+        Ok((
+            Connection { sender, driver, probe, sent, idle_since: Instant::now(), reused: false },
+            Some(took),
+        ))
     }
 
     fn pop(&self) -> Option<Connection> {
