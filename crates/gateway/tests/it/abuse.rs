@@ -38,13 +38,6 @@ async fn metrics(gateway: &Gateway) -> String {
     String::from_utf8_lossy(&page.body).into_owned()
 }
 
-/// Kilobytes of this process in memory, clients of the test included.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 /// Lets the clock of the runtime jump; everything whose time has come by then is over soon.
 async fn pass(time: Duration) {
     tokio::time::pause();

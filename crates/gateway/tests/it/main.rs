@@ -4,6 +4,7 @@
 
 mod abuse;
 mod control;
+mod foreign;
 mod frames;
 mod http;
 mod process;
