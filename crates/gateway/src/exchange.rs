@@ -175,13 +175,13 @@ impl Exchange {
 
     /// The answer came before the whole request was sent. The rest may follow as long as it moves, so that the client sees
     /// the answer and no reset; an upstream that takes no more of it must not keep both connections for ever.
-    fn linger(&self, connection: Connection, progress: Arc<Progress>) {
+    fn linger(&self, mut connection: Connection, progress: Arc<Progress>) {
         let service = self.service.clone();
         service.tasks.clone().spawn(async move {
-            let stands_still =
-                in_time(std::future::pending::<()>(), Some(&progress), service.plan.upstream_timeout);
+            let patience = service.plan.upstream_timeout;
             tokio::select! {
-                _ = stands_still => {}
+                // Ready for another request: all of this one was sent. Or it is closed, or nothing moves.
+                _ = in_time(connection.sender.ready(), Some(&progress), patience) => {}
                 () = service.kill.cancelled() => {}
             }
             connection.cut();
