@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 /// A program that `scripts/tools.sh` installed, or one of the system's; `None` (said loudly) where it is missing and not required.
+#[allow(clippy::print_stderr, reason = "a test that did not run says so")]
 fn tool(name: &str) -> Option<PathBuf> {
     let tools = std::env::var_os("REHOME_TOOLS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools"), PathBuf::from);
