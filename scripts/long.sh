@@ -59,4 +59,5 @@ stage crash-matrix env REHOME_LONG=20 cargo nextest run --profile long -p rehome
 stage sabotage-matrix env REHOME_LONG=10 cargo nextest run --profile long -p rehome-cli -E 'test(/^sabotage::/)'
 stage five-gibibytes scripts/five_gibibytes.sh "$rehome"
 stage fuzz-migration-file scripts/fuzz.sh migration_file 600
+stage fuzz-control-protocol scripts/fuzz.sh control_protocol 300
 say "all stages are done; commit $results"

@@ -82,7 +82,10 @@ impl Body for RequestBody {
                 match &frame {
                     Some(Err(_)) => progress.failed.store(true, Ordering::Release),
                     None => progress.done.store(true, Ordering::Release),
-                    Some(Ok(_)) if incoming.is_end_stream() => progress.done.store(true, Ordering::Release),
+                    // Nobody asks for more behind the trailers.
+                    Some(Ok(frame)) if frame.is_trailers() || incoming.is_end_stream() => {
+                        progress.done.store(true, Ordering::Release)
+                    }
                     Some(Ok(_)) => {}
                 }
                 Poll::Ready(frame)

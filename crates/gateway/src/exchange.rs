@@ -3,6 +3,7 @@
 
 use crate::access_log::Entry;
 use crate::body::Progress;
+use crate::forward::in_time;
 use crate::gate::{Session, Ticket};
 use crate::service::{Class, Service};
 use crate::split::ClientId;
@@ -176,12 +177,29 @@ impl Exchange {
     /// The whole answer was received.
     pub fn complete(mut self) {
         if let Some(connection) = self.connection.take()
-            && self.progress.as_ref().is_none_or(|progress| progress.is_done())
             && self.session.is_none()
         {
-            connection.give_back();
+            match self.progress.take().filter(|progress| !progress.is_done()) {
+                Some(progress) => self.linger(connection, progress),
+                None => connection.give_back(),
+            }
         }
         self.finish(Outcome::Answered);
+    }
+
+    /// The answer came before the whole request was sent. The rest may follow as long as it moves, so that the client sees
+    /// the answer and no reset; an upstream that takes no more of it must not keep both connections for ever.
+    fn linger(&self, mut connection: Connection, progress: Arc<Progress>) {
+        let service = self.service.clone();
+        service.tasks.clone().spawn(async move {
+            let patience = service.plan.upstream_timeout;
+            tokio::select! {
+                // Ready for another request: all of this one was sent. Or it is closed, or nothing moves.
+                _ = in_time(connection.ready(), Some(&progress), patience) => {}
+                () = service.kill.cancelled() => {}
+            }
+            connection.cut();
+        });
     }
 
     /// The answer began and broke off.

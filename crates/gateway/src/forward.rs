@@ -114,20 +114,12 @@ fn classify<B>(service: &Service, request: &Request<B>) -> Class {
     }
 }
 
-/// What RFC 9112 section 3.2 wants refused and hyper lets pass, and heads that came in whole before hyper counted.
+/// What must not be forwarded and hyper lets pass, and heads that came in whole before hyper counted.
 fn check<B>(request: &Request<B>, head_bytes: u64) -> Result<(), (StatusCode, &'static str)> {
     if head_bytes > MAX_HEAD as u64 {
         return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large\n"));
     }
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let (first, second) = (hosts.next(), hosts.next());
-    if second.is_some() {
-        return Err((StatusCode::BAD_REQUEST, "a request has one Host\n"));
-    }
-    if first.is_none() && request.version() == Version::HTTP_11 && request.uri().authority().is_none() {
-        return Err((StatusCode::BAD_REQUEST, "an HTTP/1.1 request needs a Host\n"));
-    }
-    Ok(())
+    headers::ambiguity(request).map_or(Ok(()), |text| Err((StatusCode::BAD_REQUEST, text)))
 }
 
 /// The memory a request's head takes, roughly.
@@ -246,6 +238,10 @@ async fn send_read(
     let timeout = exchange.service.plan.upstream_timeout;
     let answer = in_time(connection.send(request), exchange.progress.as_ref(), timeout).await;
     match answer {
+        Some(Ok(response)) if is_upgrade(&response) => {
+            tracing::debug!(%side, "an upgrade that nobody asked for");
+            Err(Failure::Broken)
+        }
         Some(Ok(response)) => {
             exchange.connection = Some(connection);
             exchange.answered(response.status(), sent_at.elapsed(), false);
@@ -268,7 +264,7 @@ async fn send_read(
 }
 
 /// Waits for an answer; the time runs anew while the request's body moves.
-async fn in_time<F: Future>(
+pub(crate) async fn in_time<F: Future>(
     answer: F,
     progress: Option<&Arc<Progress>>,
     timeout: Duration,
@@ -355,13 +351,17 @@ async fn send_write(
         let Some((_, back)) = following.0.take() else { return internal() };
         exchange = back;
         match answer {
+            // To pass it on would end HTTP on a connection whose client goes on with it.
+            Some(Ok(response)) if upgrade.is_none() && is_upgrade(&response) => {
+                exchange.side_failed(side);
+                let text = "the service changed the protocol unasked; whether it did the work is not known\n";
+                return refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown);
+            }
             Some(Ok(response)) => {
                 let sets_cookie = response.headers().contains_key(header::SET_COOKIE);
                 exchange.answered(response.status(), sent_at.elapsed(), sets_cookie);
                 return match upgrade {
-                    Some(wanted) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                        session::begin(exchange, wanted, response)
-                    }
+                    Some(wanted) if is_upgrade(&response) => session::begin(exchange, wanted, response),
                     _ => respond(exchange, response),
                 };
             }
@@ -395,6 +395,10 @@ async fn fresh_for(exchange: &Exchange, side: Side) -> std::io::Result<(Connecti
     exchange.service.side(side).group.connect(broken).await
 }
 
+fn is_upgrade<B>(response: &Response<B>) -> bool {
+    response.status() == StatusCode::SWITCHING_PROTOCOLS
+}
+
 /// Keeps a write's answer awaited when the client goes away: the upstream works on it all the same, and until it answered
 /// (or its time is over) the write is in flight.
 struct Following(Option<(AnswerFuture, Exchange)>);
@@ -419,7 +423,7 @@ impl Drop for Following {
             tokio::select! {
                 answer = in_time(answer, exchange.progress.as_ref(), timeout) => {
                     if let Some(Ok(response)) = answer
-                        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+                        && !is_upgrade(&response)
                         && !headers::is_stream(response.headers())
                     {
                         exchange.status = response.status();

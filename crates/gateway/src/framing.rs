@@ -119,6 +119,8 @@ impl Scanner {
                 self.header();
                 At::Headers
             }
+            // More digits than are looked at: the number is not known.
+            At::ChunkSize if self.line.len() == LOOKED_AT && !self.line.contains(&b';') => self.lost(),
             At::ChunkSize => match chunk_size(line) {
                 Some(0) => At::Trailers,
                 Some(size) => At::Chunk(size),
@@ -265,6 +267,16 @@ mod tests {
         assert_eq!(ambiguous(&[&stream]), None);
         stream.extend_from_slice(BOTH);
         assert_eq!(ambiguous(&[&stream]), Some(4));
+    }
+
+    #[test]
+    fn a_chunk_size_that_is_not_seen_whole_is_not_believed() {
+        let stream = |zeros: usize| {
+            let size = "0".repeat(zeros);
+            format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size}5\r\nhello\r\n0\r\n\r\n")
+        };
+        assert_eq!(ambiguous(&[stream(80).as_bytes()]), None);
+        assert_eq!(ambiguous(&[stream(200).as_bytes()]), Some(2));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! map; never looks at a body.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
 use http::{Method, Request, Version};
 use std::net::IpAddr;
 
@@ -15,12 +16,24 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// A request id from outside is kept up to this length.
 const MAX_REQUEST_ID: usize = 128;
 
+/// What no `Connection` may take away: the upstream routes, frames and trusts by it (RFC 9110 section 7.6.1 forbids naming
+/// fields that are meant for everybody).
+const KEPT: [HeaderName; 7] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::VIA,
+    REQUEST_ID,
+    FORWARDED_FOR,
+    FORWARDED_PROTO,
+    FORWARDED_HOST,
+];
+
 /// Removes what concerns one connection only: the fixed set and everything that `Connection` names.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> =
             tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
-        for name in named {
+        for name in named.into_iter().filter(|name| !KEPT.contains(name)) {
             headers.remove(name);
         }
         headers.remove(header::CONNECTION);
@@ -123,6 +136,67 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// Why two parsers could read this head differently, if they could. It is about what hyper lets pass; what it refuses by itself
+/// does not come here.
+pub(crate) fn ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
+    target_ambiguity(request)
+        .or_else(|| host_ambiguity(request))
+        .or_else(|| length_ambiguity(request.headers()))
+}
+
+/// RFC 9112 section 3.2: `host:port` alone is for CONNECT, `*` for OPTIONS, everything else has a path.
+fn target_ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
+    if *request.method() == Method::CONNECT {
+        return None;
+    }
+    let uri = request.uri();
+    if uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return Some("the target of a request is http\n");
+    }
+    match uri.path_and_query().map(|path| path.as_str()) {
+        Some("*") if *request.method() == Method::OPTIONS => None,
+        Some(path) if path.starts_with('/') => None,
+        _ => Some("the target of a request is a path\n"),
+    }
+}
+
+/// RFC 9112 section 3.2 and RFC 9113 section 8.3.1: one host, a valid one, and the same wherever HTTP/2 names it.
+fn host_ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let authority = request.uri().authority();
+    let Some(host) = hosts.next() else {
+        let lacks = request.version() == Version::HTTP_11 && authority.is_none();
+        return lacks.then_some("an HTTP/1.1 request needs a Host\n");
+    };
+    if hosts.next().is_some() {
+        return Some("a request has one Host\n");
+    }
+    let is_valid = |host: &str| host.is_empty() || !host.contains('@') && host.parse::<Authority>().is_ok();
+    if !host.to_str().is_ok_and(is_valid) {
+        return Some("the Host is not valid\n");
+    }
+    let differs =
+        |authority: &Authority| !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes());
+    let is_http2 = request.version() == Version::HTTP_2;
+    (is_http2 && authority.is_some_and(differs)).then_some("Host and :authority differ\n")
+}
+
+/// RFC 9112 section 6: one length; and the only encoding that is undone here is `chunked`, so no other may be lost on the way.
+fn length_ambiguity(headers: &HeaderMap) -> Option<&'static str> {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if encodings.next().is_some_and(|first| !is_chunked(first)) || encodings.next().is_some() {
+        return Some("the only transfer encoding here is chunked\n");
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let is_number =
+        |value: &HeaderValue| !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
+    if lengths.next().is_some_and(|first| !is_number(first)) || lengths.next().is_some() {
+        return Some("a request has one length\n");
+    }
+    None
+}
+
 /// The request's id: the client's own if it has a usable one, else a new random one.
 pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
     if let Some(id) = headers.get(REQUEST_ID)
@@ -170,6 +244,57 @@ mod tests {
         }
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("x-three", "3"), ("trailer", "x-sum")]));
+    }
+
+    #[test]
+    fn connection_takes_nothing_that_is_meant_for_everybody() {
+        let mut headers = map(&[
+            ("connection", "Host, content-length, x-forwarded-for, x-one"),
+            ("host", "a"),
+            ("content-length", "5"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-one", "1"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let kept = [("host", "a"), ("content-length", "5"), ("x-forwarded-for", "192.0.2.1")];
+        assert_eq!(headers, map(&kept));
+    }
+
+    fn said(method: &str, target: &str, version: Version, lines: &[(&str, &str)]) -> Option<&'static str> {
+        let mut request = Request::builder().method(method).uri(target).version(version);
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        ambiguity(&request.body(()).unwrap())
+    }
+
+    #[test]
+    fn a_head_that_can_be_read_in_two_ways_is_named() {
+        let (one, two) = (Version::HTTP_11, Version::HTTP_2);
+        let host = ("host", "a:80");
+        assert_eq!(said("GET", "/x?y", one, &[host]), None);
+        assert_eq!(said("OPTIONS", "*", one, &[host]), None);
+        assert_eq!(said("GET", "http://b/x", one, &[host]), None, "the absolute form wins");
+        assert_eq!(said("GET", "http://A:80/x", two, &[host]), None);
+        assert_eq!(said("GET", "/", Version::HTTP_10, &[]), None);
+        assert_eq!(said("POST", "/", one, &[host, ("transfer-encoding", "Chunked")]), None);
+        for (method, target, version, lines) in [
+            ("GET", "*", one, &[host][..]),
+            ("GET", "a:80", one, &[host]),
+            ("GET", "ftp://a/", one, &[host]),
+            ("GET", "/", one, &[]),
+            ("GET", "/", one, &[host, host]),
+            ("GET", "/", one, &[("host", "a b")]),
+            ("GET", "/", one, &[("host", "x@a")]),
+            ("GET", "http://b/", two, &[host]),
+            ("POST", "/", one, &[host, ("transfer-encoding", "gzip, chunked")]),
+            ("POST", "/", one, &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]),
+            ("POST", "/", two, &[("content-length", "5"), ("content-length", "7")]),
+            ("POST", "/", two, &[("content-length", "")]),
+            ("POST", "/", two, &[("content-length", "+5")]),
+        ] {
+            assert!(said(method, target, version, lines).is_some(), "{method} {target} {lines:?}");
+        }
     }
 
     #[test]

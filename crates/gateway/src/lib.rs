@@ -9,6 +9,7 @@ mod clock;
 mod commands;
 mod config;
 pub mod control;
+mod conversation;
 mod core;
 mod exchange;
 mod forward;
@@ -30,5 +31,6 @@ mod state_file;
 mod upstream;
 
 pub use config::{Config, GatewayError, Sabotage};
+pub use conversation::converse;
 pub use health::{Probed, probe};
 pub use server::{Drained, Running, start};

@@ -264,10 +264,12 @@ async fn client(
     }
 }
 
-/// Looks at the first bytes without taking them: HTTP/2 with prior knowledge begins with `PRI`, which is no method.
+/// Looks at the first bytes without taking them: HTTP/2 with prior knowledge begins with a preface, which is no request. All
+/// of it must come in time, since h2 waits for its end without a limit.
 async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
-    const PREFACE: &[u8] = b"PRI ";
-    let mut first = [0_u8; 4];
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut first = [0_u8; PREFACE.len()];
+    let mut pause = Duration::from_millis(1);
     loop {
         let seen = stream.peek(&mut first).await?;
         let seen = &first[..seen];
@@ -277,7 +279,9 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
         if seen.is_empty() {
             return Ok(false);
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // Bytes that were seen count as ready for ever, so nothing wakes us up when more come.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
     }
 }
 

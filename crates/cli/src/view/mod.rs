@@ -7,7 +7,6 @@ pub mod report;
 pub mod screen;
 pub mod tree;
 
-
 /// A span of the migration file as people write it: `2s`, `24h`.
 pub fn unit(span: rehome_spec::Span) -> String {
     span.to_string()

@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio_rustls::client::TlsStream;
 
 /// How long a connection may take to be made, its TLS handshake included.
@@ -54,6 +55,8 @@ pub(super) enum Dialed {
 #[derive(Debug)]
 pub(super) struct Line {
     pub sender: http1::SendRequest<RequestBody>,
+    /// The task that reads and writes.
+    pub driver: AbortHandle,
     /// The same socket, only for looking at what has arrived.
     pub probe: OwnedFd,
     /// Bytes handed on so far, before any encryption.
@@ -90,23 +93,26 @@ async fn connect(upstream: &Upstream, dialing: &Dialing) -> io::Result<Dialed> {
     let wire = TokioIo::new(Wire { stream, sent: sent.clone() });
     let dialed = match dialing.http {
         UpstreamHttp::One => {
-            handshake_http1(wire).await.map(|sender| Dialed::Http1(Line { sender, probe, sent }))
+            let shaken = handshake_http1(wire).await;
+            shaken.map(|(sender, driver)| Dialed::Http1(Line { sender, driver, probe, sent }))
         }
         UpstreamHttp::Two => handshake_http2(wire).await.map(Dialed::Http2),
     };
     dialed.map_err(io::Error::other)
 }
 
-async fn handshake_http1(wire: TokioIo<Wire>) -> hyper::Result<http1::SendRequest<RequestBody>> {
+type Http1 = http1::SendRequest<RequestBody>;
+
+async fn handshake_http1(wire: TokioIo<Wire>) -> hyper::Result<(Http1, AbortHandle)> {
     let (sender, connection) =
         http1::Builder::new().max_buf_size(crate::server::MAX_HEAD).handshake(wire).await?;
-    tokio::spawn(async move {
+    let driver = tokio::spawn(async move {
         // Whoever uses the connection hears of its errors; here they only end the task.
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "upstream connection ended");
         }
     });
-    Ok(sender)
+    Ok((sender, driver.abort_handle()))
 }
 
 async fn handshake_http2(wire: TokioIo<Wire>) -> hyper::Result<http2::SendRequest<RequestBody>> {

@@ -62,8 +62,8 @@ impl Connection {
         }
     }
 
-    #[cfg(test)]
-    async fn ready(&mut self) -> hyper::Result<()> {
+    /// Waits until the whole of the last request was sent and answered, or the connection ended.
+    pub async fn ready(&mut self) -> hyper::Result<()> {
         match &mut self.kind {
             Kind::Own(line) => line.sender.ready().await,
             Kind::Shared(sender) => sender.ready().await,
@@ -75,6 +75,14 @@ impl Connection {
         let Self { kind, under_way, .. } = self;
         if let Kind::Own(line) = kind {
             under_way.member().keep(line);
+        }
+    }
+
+    /// Closes it whatever it is doing; dropped alone, it would first send the rest of a request's body. A stream among
+    /// others ends by itself: its connection is not this request's to close.
+    pub fn cut(self) {
+        if let Kind::Own(line) = &self.kind {
+            line.driver.abort();
         }
     }
 

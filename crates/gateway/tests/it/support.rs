@@ -450,3 +450,10 @@ pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let _end = within("the end of a raw connection", stream.read_to_end(&mut answer)).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
+
+/// Kilobytes of this process in memory, clients of the test included.
+pub fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
