@@ -101,7 +101,7 @@ def proxies(work, upstream, certificate, key):
     config.write_text(f"""
 global
   nbthread {options.workers}
-  maxconn 20000
+  maxconn 4000
 defaults
   mode http
   timeout client 3600s
@@ -114,7 +114,7 @@ frontend f
 backend b
   server s 127.0.0.1:{upstream}
 """)
-    found.append(("haproxy", port, start("haproxy", "-q", "-db", "-f", config, stderr=subprocess.DEVNULL)))
+    found.append(("haproxy", port, start("haproxy", "-db", "-f", config, stderr=subprocess.DEVNULL)))
 
     port = free_port()
     migration = work / "rehome.toml"
@@ -125,7 +125,7 @@ name = "bench"
 source = {{ cloud = "a" }}
 target = {{ cloud = "b" }}
 [switch]
-hold = {{ connections = 20000 }}
+hold = {{ connections = 4000 }}
 [[services]]
 name = "api"
 listen = "127.0.0.1:{port}"
