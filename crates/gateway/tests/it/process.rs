@@ -78,6 +78,14 @@ impl Process {
     }
 }
 
+/// Does every thread of the process stand still?
+fn is_stopped(pid: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
+    threads
+        .map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default())
+        .all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
+}
+
 #[tokio::test]
 async fn a_gateway_stopped_past_its_lease_wakes_up_holding() {
     let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
@@ -89,6 +97,8 @@ async fn a_gateway_stopped_past_its_lease_wakes_up_holding() {
     let (lease, armed) = (Duration::from_millis(500), std::time::Instant::now());
     gateway.done(Gateway::arm(1, lease.as_millis() as u64)).await;
     kill_process(gateway.pid, Signal::STOP).unwrap();
+    // The signal is only sent by then: on another processor the gateway runs on for a moment.
+    eventually("it is stopped", || async { is_stopped(gateway.pid) }).await;
     // It lies in the socket of the sleeper when that wakes up.
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"POST /late HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await.unwrap();
