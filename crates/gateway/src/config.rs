@@ -1,6 +1,7 @@
 //! What a gateway is started with, checked once before anything listens, and why it may refuse to start.
 //! Never holds a secret in a `Debug` form.
 
+use crate::limits::Patience;
 use http::uri::{Authority, PathAndQuery};
 use rehome_spec::{Hold, Service};
 use std::fmt;
@@ -26,6 +27,8 @@ pub struct Config {
     pub access_log: Option<PathBuf>,
     /// Where `GET /metrics` is answered (Prometheus text).
     pub metrics: Option<SocketAddr>,
+    /// How long clients may take over things.
+    pub patience: Patience,
     /// Test instruments that break the gateway on purpose; empty outside tests. See [`Sabotage`].
     pub sabotage: Vec<String>,
 }
@@ -48,6 +51,7 @@ impl Config {
             hold: Hold::default(),
             access_log: None,
             metrics: None,
+            patience: Patience::default(),
             sabotage: Vec::new(),
         }
     }
@@ -64,6 +68,7 @@ impl fmt::Debug for Config {
             .field("hold", &self.hold)
             .field("access_log", &self.access_log)
             .field("metrics", &self.metrics)
+            .field("patience", &self.patience)
             .field("sabotage", &self.sabotage)
             .finish()
     }
@@ -163,7 +168,6 @@ impl Upstream {
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub name: String,
-    pub listen: String,
     pub source: Upstream,
     pub target: Upstream,
     pub health: Option<PathAndQuery>,
@@ -172,6 +176,8 @@ pub(crate) struct Plan {
     pub max_staleness: Duration,
     pub upstream_idle: Duration,
     pub upstream_timeout: Duration,
+    /// In bytes.
+    pub max_body: Option<u64>,
 }
 
 impl Plan {
@@ -193,7 +199,6 @@ impl Plan {
         };
         Ok(Self {
             name: name.clone(),
-            listen: service.listen.clone(),
             source: Upstream::parse(name, "source", &service.source)?,
             target: Upstream::parse(name, "target", &service.target)?,
             health,
@@ -202,6 +207,7 @@ impl Plan {
             max_staleness: service.max_staleness.0,
             upstream_idle: service.upstream_idle.0,
             upstream_timeout: service.upstream_timeout.0,
+            max_body: service.max_body.map(|size| size.0),
         })
     }
 }

@@ -205,6 +205,13 @@ pub fn service(source: &str, target: &str) -> Service {
             .to_vec(),
         upstream_idle: Span::from_millis(4_000),
         upstream_timeout: Span::from_millis(20_000),
+        tls: vec![],
+        hosts: vec![],
+        paths: vec![],
+        proxy_protocol: false,
+        trusted_proxies: vec![],
+        max_body: None,
+        connections_per_client: None,
     }
 }
 
