@@ -132,7 +132,8 @@ impl Certificates {
             .map_err(failed)?
             .with_no_client_auth()
             .with_cert_resolver(self.clone());
-        config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
+        // The last is what `curl --http1.0` offers, and nothing else with it.
+        config.alpn_protocols = [HTTP2, b"http/1.1", b"http/1.0"].map(<[u8]>::to_vec).to_vec();
         config.ticketer = ring::Ticketer::new().map_err(failed)?;
         // No early data: it can be replayed, and a write must not be.
         config.max_early_data_size = 0;

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
 
 mod control;
+mod entrance;
 mod http;
 mod process;
 mod reads;
 mod support;
 mod switch;
+mod tls;
 mod writes;
