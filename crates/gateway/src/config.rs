@@ -1,6 +1,7 @@
 //! What a gateway is started with, checked once before anything listens, and why it may refuse to start.
 //! Never holds a secret in a `Debug` form.
 
+use crate::limits::Patience;
 use crate::upstream::Dialing;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery};
@@ -32,6 +33,8 @@ pub struct Config {
     pub access_log: Option<PathBuf>,
     /// Where `GET /metrics` is answered (Prometheus text).
     pub metrics: Option<SocketAddr>,
+    /// How long clients may take over things.
+    pub patience: Patience,
     /// Test instruments that break the gateway on purpose; empty outside tests. See [`Sabotage`].
     pub sabotage: Vec<String>,
 }
@@ -54,6 +57,7 @@ impl Config {
             hold: Hold::default(),
             access_log: None,
             metrics: None,
+            patience: Patience::default(),
             sabotage: Vec::new(),
         }
     }
@@ -70,6 +74,7 @@ impl fmt::Debug for Config {
             .field("hold", &self.hold)
             .field("access_log", &self.access_log)
             .field("metrics", &self.metrics)
+            .field("patience", &self.patience)
             .field("sabotage", &self.sabotage)
             .finish()
     }
@@ -170,7 +175,6 @@ impl Upstream {
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub name: String,
-    pub listen: String,
     /// The addresses of each side; the first one is there always.
     pub source: Vec<Upstream>,
     pub target: Vec<Upstream>,
@@ -181,6 +185,8 @@ pub(crate) struct Plan {
     pub max_staleness: Duration,
     pub upstream_idle: Duration,
     pub upstream_timeout: Duration,
+    /// In bytes.
+    pub max_body: Option<u64>,
 }
 
 impl Plan {
@@ -218,7 +224,6 @@ impl Plan {
         let target = addresses(name, "target", &service.target, &service.target_peers)?;
         Ok(Self {
             name: name.clone(),
-            listen: service.listen.clone(),
             dialing: dialing(service, source.iter().chain(&target).any(|upstream| upstream.secure))?,
             source,
             target,
@@ -228,6 +233,7 @@ impl Plan {
             max_staleness: service.max_staleness.0,
             upstream_idle: service.upstream_idle.0,
             upstream_timeout: service.upstream_timeout.0,
+            max_body: service.max_body.map(|size| size.0),
         })
     }
 }

@@ -138,6 +138,9 @@ impl Exchange {
     /// The head of the answer is here. A write counts as acknowledged from now on: the client may see it any moment.
     pub fn answered(&mut self, status: StatusCode, took: Duration, sets_cookie: bool) {
         self.status = status;
+        if let Some(progress) = &self.progress {
+            progress.answer_began();
+        }
         if let Some(side) = self.side {
             if let Some(connection) = &self.connection {
                 connection.member().answered();

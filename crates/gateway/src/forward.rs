@@ -7,6 +7,8 @@ use crate::exchange::{Exchange, Outcome};
 use crate::gate::Label;
 use crate::headers;
 use crate::hold::Full;
+use crate::limits::{BodyLimits, Cut, Reason};
+use crate::origin::Origin;
 use crate::server::MAX_HEAD;
 use crate::service::{Class, Service};
 use crate::session;
@@ -18,7 +20,6 @@ use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::{Body, Incoming};
 use rehome_part::Side;
 use rehome_spec::UpstreamHttp;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -31,12 +32,12 @@ const REPEATS: u32 = 2;
 /// Answers one request.
 pub(crate) async fn serve(
     service: Arc<Service>,
-    peer: IpAddr,
+    origin: Origin,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let class = classify(&service, &request);
-    let address = ClientId::of_address(peer);
-    let client = ClientId::of(&service.plan.clients, request.headers(), peer);
+    let address = ClientId::of_address(origin.client);
+    let client = ClientId::of(&service.plan.clients, request.headers(), origin.client);
     let id = headers::request_id(request.headers_mut());
     let mut exchange = Exchange::new(service, class, client, address, id);
     exchange.method = request.method().clone();
@@ -48,6 +49,11 @@ pub(crate) async fn serve(
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         return response;
+    }
+    if exchange.service.plan.max_body.is_some_and(|largest| request.body().size_hint().lower() > largest) {
+        exchange.service.entrance.turn_away(Reason::BodySize);
+        let (status, text) = fault(Some(Cut::TooLarge));
+        return refuse(exchange, status, text, Outcome::NotSent);
     }
     let upgrade = session::Wanted::of(&mut request);
     if upgrade.is_none() && *request.method() == Method::CONNECT {
@@ -65,13 +71,14 @@ pub(crate) async fn serve(
         (None, false) => first_authority(&exchange.service),
         (host, _) => host,
     };
-    headers::prepare_request(&mut parts.headers, parts.version, peer, host);
-    address_upstream(&exchange.service, &mut parts, exchange.path.clone());
+    headers::prepare_request(&mut parts.headers, parts.version, &origin, host);
     if upgrade.is_some() && exchange.service.plan.dialing.http == UpstreamHttp::Two {
         let text = "this service is spoken to with HTTP/2, which has no upgrades\n";
         return refuse(exchange, StatusCode::NOT_IMPLEMENTED, text, Outcome::NotSent);
     }
-    let (body, progress) = RequestBody::passing(body);
+    let limits = body_limits(&exchange.service, &parts);
+    address_upstream(&exchange.service, &mut parts, exchange.path.clone());
+    let (body, progress) = RequestBody::passing(body, limits);
     exchange.progress = progress;
     match class {
         Class::Read => read(exchange, parts, body).await,
@@ -101,6 +108,23 @@ fn address_upstream(service: &Service, parts: &mut request::Parts, path: Option<
             Version::HTTP_2
         }
     };
+}
+
+/// Calls that stream both ways may be silent for long; everything else is sent in one go.
+fn body_limits(service: &Service, parts: &request::Parts) -> BodyLimits {
+    let patience = (!headers::is_stream(&parts.headers)).then_some(service.patience.body);
+    BodyLimits::new(service.plan.max_body, patience, service.entrance.clone())
+}
+
+/// What the client hears when its own body is the trouble.
+fn fault(cut: Option<Cut>) -> (StatusCode, &'static str) {
+    match cut {
+        Some(Cut::TooLarge) => {
+            (StatusCode::PAYLOAD_TOO_LARGE, "the request's body is larger than this service takes\n")
+        }
+        Some(Cut::TooSlow) => (StatusCode::REQUEST_TIMEOUT, "the request's body came too slowly\n"),
+        None => (StatusCode::BAD_REQUEST, "the request's body broke off\n"),
+    }
 }
 
 fn classify<B>(service: &Service, request: &Request<B>) -> Class {
@@ -201,13 +225,9 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
 }
 
 fn broken_read(exchange: Exchange, side: Side) -> Response<ResponseBody> {
-    if exchange.client_broke_off() {
-        return refuse(
-            exchange,
-            StatusCode::BAD_REQUEST,
-            "the request's body broke off\n",
-            Outcome::ClientLeft,
-        );
+    if let Some(progress) = exchange.progress.as_ref().filter(|progress| progress.has_failed()) {
+        let (status, text) = fault(progress.cut());
+        return refuse(exchange, status, text, Outcome::ClientLeft);
     }
     exchange.side_failed(side);
     refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown)
@@ -468,9 +488,10 @@ fn broken_write(
     error: &hyper::Error,
 ) -> Response<ResponseBody> {
     tracing::debug!(%error, %side, "no answer to a write");
-    if exchange.client_broke_off() {
+    if let Some(progress) = exchange.progress.as_ref().filter(|progress| progress.has_failed()) {
         let outcome = if sent.any() { Outcome::Unknown } else { Outcome::NotSent };
-        return refuse(exchange, StatusCode::BAD_REQUEST, "the request's body broke off\n", outcome);
+        let (status, text) = fault(progress.cut());
+        return refuse(exchange, status, text, outcome);
     }
     if !sent.any() {
         let text = "the connection to the service ended; nothing was sent, please try again\n";

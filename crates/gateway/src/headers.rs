@@ -1,16 +1,18 @@
 //! What a proxy adds to and takes from headers (RFC 9110 section 7.6, RFC 7239's older relatives). Pure functions on a header
 //! map; never looks at a body.
 
+use crate::origin::Origin;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use http::{Method, Request, Version};
-use std::net::IpAddr;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("rehome-outcome");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// RFC 7239's own; this gateway writes the older ones.
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// A request id from outside is kept up to this length.
@@ -75,7 +77,7 @@ pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
     version: Version,
-    client: IpAddr,
+    origin: &Origin,
     host: Option<HeaderValue>,
 ) {
     let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
@@ -88,15 +90,26 @@ pub(crate) fn prepare_request(
     if let Some(host) = host {
         headers.insert(header::HOST, host);
     }
+    say_origin(headers, origin);
+    join_cookies(headers);
+    add_via(headers, version);
+}
+
+/// What a trusted proxy said stays and is added to; what anybody else said is replaced.
+fn say_origin(headers: &mut HeaderMap, origin: &Origin) {
+    if !origin.is_believed {
+        for name in [&FORWARDED_FOR, &FORWARDED_HOST, &FORWARDED_PROTO, &FORWARDED] {
+            headers.remove(name);
+        }
+    }
     if !headers.contains_key(FORWARDED_HOST)
         && let Some(host) = headers.get(header::HOST)
     {
         headers.insert(FORWARDED_HOST, host.clone());
     }
-    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    add_to_list(headers, &FORWARDED_FOR, &client.to_canonical().to_string());
-    join_cookies(headers);
-    add_via(headers, version);
+    let scheme = if origin.peer.secure { "https" } else { "http" };
+    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static(scheme));
+    add_to_list(headers, &FORWARDED_FOR, &origin.peer.address.to_canonical().to_string());
 }
 
 /// Turns the headers of an upstream's answer into those for the client.
@@ -218,6 +231,7 @@ pub(crate) fn is_repeatable(method: &Method) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::origin::Peer;
 
     fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines
@@ -245,6 +259,20 @@ mod tests {
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("x-three", "3"), ("trailer", "x-sum")]));
     }
+
+    fn origin(address: &str, is_believed: bool, secure: bool) -> Origin {
+        let address = address.parse().unwrap();
+        Origin { peer: Peer { address, secure }, is_believed, client: address }
+    }
+
+    const CLAIMS: [(&str, &str); 6] = [
+        ("host", "shop.example"),
+        ("x-forwarded-for", "192.0.2.1"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "www.example"),
+        ("forwarded", "for=192.0.2.1"),
+        ("te", "trailers, gzip"),
+    ];
 
     #[test]
     fn connection_takes_nothing_that_is_meant_for_everybody() {
@@ -299,16 +327,27 @@ mod tests {
 
     #[test]
     fn a_request_says_where_it_came_from() {
-        let mut headers =
-            map(&[("host", "shop.example"), ("x-forwarded-for", "192.0.2.1"), ("te", "trailers, gzip")]);
-        prepare_request(&mut headers, Version::HTTP_11, "10.0.0.9".parse().unwrap(), None);
+        let mut headers = map(&CLAIMS);
+        prepare_request(&mut headers, Version::HTTP_11, &origin("10.0.0.9", true, false), None);
         assert_eq!(headers["x-forwarded-for"], "192.0.2.1, 10.0.0.9");
-        assert_eq!(headers["x-forwarded-host"], "shop.example");
-        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["x-forwarded-host"], "www.example");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["forwarded"], "for=192.0.2.1");
         assert_eq!(headers["te"], "trailers");
         assert_eq!(headers["via"], "1.1 rehome");
         prepare_response(&mut headers, Version::HTTP_11);
         assert_eq!(headers["via"], "1.1 rehome, 1.1 rehome");
+    }
+
+    #[test]
+    fn a_stranger_does_not_say_where_it_came_from() {
+        let mut headers = map(&CLAIMS);
+        headers.append("x-forwarded-for", HeaderValue::from_static("192.0.2.2"));
+        prepare_request(&mut headers, Version::HTTP_2, &origin("::ffff:10.0.0.9", false, true), None);
+        assert_eq!(headers.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["10.0.0.9"]);
+        assert_eq!(headers["x-forwarded-host"], "shop.example");
+        assert_eq!(headers["x-forwarded-proto"], "https", "it came over TLS");
+        assert!(!headers.contains_key("forwarded"));
     }
 
     #[test]

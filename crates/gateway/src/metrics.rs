@@ -2,6 +2,7 @@
 
 use crate::control::Mode;
 use crate::core::Core;
+use crate::limits::Reason;
 use crate::service::{Class, Service};
 use rehome_part::Side;
 use std::fmt::{self, Write};
@@ -39,6 +40,7 @@ fn write(page: &mut String, core: &Core) -> fmt::Result {
     }
     per_service(page, core)?;
     requests(page, core)?;
+    entrance(page, core)?;
     let dropped =
         core.services.first().and_then(|(service, _)| service.log.as_ref()).map(|log| log.dropped());
     if let Some(dropped) = dropped {
@@ -47,6 +49,27 @@ fn write(page: &mut String, core: &Core) -> fmt::Result {
             page,
             "# HELP {name} Lines that the disk was too slow for.\n# TYPE {name} counter\n{name} {dropped}"
         )?;
+    }
+    Ok(())
+}
+
+/// What no single service counts.
+fn entrance(page: &mut String, core: &Core) -> fmt::Result {
+    let Some(entrance) = core.services.first().map(|(service, _)| &service.entrance) else { return Ok(()) };
+    let name = "rehome_turned_away_total";
+    writeln!(
+        page,
+        "# HELP {name} Connections and requests turned away at the entrance.\n# TYPE {name} counter"
+    )?;
+    for reason in Reason::ALL {
+        writeln!(page, "{name}{{reason=\"{}\"}} {}", reason.name(), entrance.turned_away(reason))?;
+    }
+    let name = "rehome_certificates_read_total";
+    writeln!(page, "# HELP {name} Certificates read again while running.\n# TYPE {name} counter")?;
+    for (result, counter) in
+        [("used", &entrance.certificates_read), ("refused", &entrance.certificates_refused)]
+    {
+        writeln!(page, "{name}{{result=\"{result}\"}} {}", counter.load(Ordering::Relaxed))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use crate::control::{ServiceStatus, SideStatus};
 use crate::freshness::{CLIENTS, LastWrites};
 use crate::gate::Gate;
 use crate::histogram::Recent;
+use crate::limits::{Entrance, Patience};
 use crate::split::ClientId;
 use crate::upstream::{Budget, Group};
 use rehome_part::Side;
@@ -90,6 +91,8 @@ pub(crate) struct Service {
     pub tasks: TaskTracker,
     /// Cancelled when the process gives up on open requests.
     pub kill: CancellationToken,
+    pub patience: Patience,
+    pub entrance: Arc<Entrance>,
     pub source: SideState,
     pub target: SideState,
     pub weight: AtomicU8,
@@ -119,6 +122,8 @@ pub(crate) struct Shared {
     pub log: Option<AccessLog>,
     pub tasks: TaskTracker,
     pub kill: CancellationToken,
+    pub patience: Patience,
+    pub entrance: Arc<Entrance>,
 }
 
 impl Service {
@@ -137,6 +142,8 @@ impl Service {
             log: shared.log,
             tasks: shared.tasks,
             kill: shared.kill,
+            patience: shared.patience,
+            entrance: shared.entrance,
             weight: AtomicU8::new(0),
             through: AtomicU64::new(0),
             last_writes: LastWrites::new(CLIENTS),

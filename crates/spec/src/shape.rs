@@ -1,5 +1,6 @@
 //! The tables and keys of `rehome.toml`. No `flatten`, no `untagged`: they ruin error messages.
 
+use crate::network::Network;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -274,6 +275,37 @@ pub struct Service {
     /// How long an upstream may take to begin its answer.
     #[serde(default = "default_answer")]
     pub upstream_timeout: Span,
+    /// Certificates: with any, `listen` speaks TLS. All services of one `listen` have some, or none has.
+    #[serde(default)]
+    pub tls: Vec<Certificate>,
+    /// The hosts this service answers for, `shop.example.com` or `*.example.com`; without any, every host.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// The paths this service answers for, with all below them; without any, every path.
+    #[serde(default)]
+    pub paths: Vec<String>,
+    /// Every connection begins with a PROXY header (version 1 or 2), as load balancers send it.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+    /// Whose PROXY header and `X-Forwarded-…` lines are believed; from everybody else they are replaced.
+    #[serde(default)]
+    pub trusted_proxies: Vec<Network>,
+    /// The largest body of a request; without it there is no limit.
+    #[serde(default)]
+    pub max_body: Option<Size>,
+    /// Connections that one client address may have at once; without it only the bound of all counts.
+    #[serde(default)]
+    pub connections_per_client: Option<u32>,
+}
+
+/// A certificate with its chain, and its key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// A PEM file: the certificate first, then those that lead to the authority.
+    pub chain: PathBuf,
+    /// Its private key in PEM, without a password.
+    pub key: Secret,
 }
 
 /// The version of HTTP between the gateway and the application.
@@ -374,6 +406,7 @@ pub struct Size(pub u64);
 #[serde(transparent)]
 pub struct Secret(pub String);
 
+/// A type that is written as text and read by a function of its own.
 macro_rules! text_with_unit {
     ($type:ty, $parse:ident, $show:ident, $pattern:literal, $example:literal) => {
         impl Serialize for $type {
@@ -397,6 +430,7 @@ macro_rules! text_with_unit {
         }
     };
 }
+pub(crate) use text_with_unit;
 text_with_unit!(Span, parse_span, show_span, r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$", "2s");
 text_with_unit!(Size, parse_size, show_size, r"^[0-9]+(\.[0-9]+)?(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)$", "64MiB");
 

@@ -4,6 +4,7 @@
 
 mod abuse;
 mod control;
+mod entrance;
 mod foreign;
 mod frames;
 mod http;
@@ -13,5 +14,6 @@ mod smuggling;
 mod strict;
 mod support;
 mod switch;
+mod tls;
 mod upstreams;
 mod writes;

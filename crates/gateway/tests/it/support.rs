@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -246,6 +246,13 @@ pub fn service(source: &str, target: &str) -> Service {
             .to_vec(),
         upstream_idle: Span::from_millis(4_000),
         upstream_timeout: Span::from_millis(20_000),
+        tls: vec![],
+        hosts: vec![],
+        paths: vec![],
+        proxy_protocol: false,
+        trusted_proxies: vec![],
+        max_body: None,
+        connections_per_client: None,
     }
 }
 
@@ -343,6 +350,15 @@ impl Gateway {
         eventually("so many writes wait", || async move { self.status().await.held.waiting == count }).await;
     }
 
+    /// How many were turned away for this reason; needs `config.metrics`.
+    pub async fn turned_away(&self, reason: &str) -> u64 {
+        let begin = format!("rehome_turned_away_total{{reason=\"{reason}\"}} ");
+        let page = Caller::connect(self.running.metrics.unwrap()).await.get("/metrics", &[]).await;
+        let page = String::from_utf8_lossy(&page.body).into_owned();
+        let count = page.lines().find_map(|line| line.strip_prefix(&begin));
+        count.unwrap_or_else(|| panic!("no {begin} in {page}")).parse().unwrap()
+    }
+
     pub async fn caller(&self) -> Caller {
         Caller::connect(self.address).await
     }
@@ -375,15 +391,23 @@ pub enum Caller {
 
 impl Caller {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
-        let (sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+        Self::one(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    pub async fn connect_h2(address: SocketAddr) -> Self {
+        Self::two(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    /// HTTP/1.1 on a stream of one's own.
+    pub async fn one<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection.with_upgrades());
         Self::One(sender)
     }
 
-    pub async fn connect_h2(address: SocketAddr) -> Self {
-        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+    /// HTTP/2 on a stream of one's own.
+    pub async fn two<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = handshake.await.unwrap();
         tokio::spawn(connection);
         Self::Two(sender)

@@ -2,7 +2,7 @@
 //! Values that are wrong by themselves were reported already and are passed over here.
 
 use super::values::{is_private, store_url};
-use super::{is_there_or_meant, listed, nearest};
+use super::{is_there_or_meant, listed, listeners, nearest};
 use crate::problem::{Raw, quote};
 use crate::tree::{Entry, Kind, Node};
 use crate::{Hold, Switch};
@@ -15,7 +15,7 @@ pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
     for list in ["objects", "services", "gateways", "workers"] {
         unique(root.list(list), "name", &format!("two {list} are called"), found);
     }
-    unique(root.list("services"), "listen", "two services listen on", found);
+    listeners::check(root.list("services"), found);
     unique(root.list("gateways"), "control", "two gateways are controlled by", found);
     switch(root, found);
     for objects in root.list("objects") {
