@@ -2,7 +2,7 @@
 //! map; never looks at a body.
 
 use crate::origin::Origin;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use http::{Method, Request, Version};
 
@@ -15,6 +15,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 /// A request id from outside is kept up to this length.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -32,13 +33,21 @@ const KEPT: [HeaderName; 7] = [
 
 /// Removes what concerns one connection only: the fixed set and everything that `Connection` names.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> =
-            tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
-        for name in named.into_iter().filter(|name| !KEPT.contains(name)) {
-            headers.remove(name);
+    let mut connection = headers.get_all(header::CONNECTION).iter();
+    match (connection.next(), connection.next()) {
+        (None, _) => {}
+        // What nearly everybody says, and it names no header.
+        (Some(only), None) if matches!(only.as_bytes(), b"keep-alive" | b"close") => {
+            headers.remove(header::CONNECTION);
         }
-        headers.remove(header::CONNECTION);
+        _ => {
+            let named: Vec<HeaderName> =
+                tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
+            for name in named.into_iter().filter(|name| !KEPT.contains(name)) {
+                headers.remove(name);
+            }
+            headers.remove(header::CONNECTION);
+        }
     }
     for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &header::TE, &header::TRANSFER_ENCODING, &header::UPGRADE] {
         headers.remove(name);
@@ -97,19 +106,23 @@ pub(crate) fn prepare_request(
 
 /// What a trusted proxy said stays and is added to; what anybody else said is replaced.
 fn say_origin(headers: &mut HeaderMap, origin: &Origin) {
-    if !origin.is_believed {
-        for name in [&FORWARDED_FOR, &FORWARDED_HOST, &FORWARDED_PROTO, &FORWARDED] {
-            headers.remove(name);
+    let scheme = HeaderValue::from_static(if origin.peer.secure { "https" } else { "http" });
+    if origin.is_believed {
+        if !headers.contains_key(FORWARDED_HOST)
+            && let Some(host) = headers.get(header::HOST)
+        {
+            headers.insert(FORWARDED_HOST, host.clone());
         }
+        headers.entry(FORWARDED_PROTO).or_insert(scheme);
+        return add_to_list(headers, &FORWARDED_FOR, &origin.peer.shown);
     }
-    if !headers.contains_key(FORWARDED_HOST)
-        && let Some(host) = headers.get(header::HOST)
-    {
-        headers.insert(FORWARDED_HOST, host.clone());
-    }
-    let scheme = if origin.peer.secure { "https" } else { "http" };
-    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static(scheme));
-    add_to_list(headers, &FORWARDED_FOR, &origin.peer.address.to_canonical().to_string());
+    headers.remove(FORWARDED);
+    match headers.get(header::HOST).cloned() {
+        Some(host) => headers.insert(FORWARDED_HOST, host),
+        None => headers.remove(FORWARDED_HOST),
+    };
+    headers.insert(FORWARDED_PROTO, scheme);
+    headers.insert(FORWARDED_FOR, origin.peer.shown.clone());
 }
 
 /// Turns the headers of an upstream's answer into those for the client.
@@ -124,14 +137,14 @@ fn add_via(headers: &mut HeaderMap, version: Version) {
         Version::HTTP_10 => "1.0 rehome",
         _ => "1.1 rehome",
     };
-    if headers.contains_key(header::VIA) {
-        add_to_list(headers, &header::VIA, via);
-    } else {
-        headers.insert(header::VIA, HeaderValue::from_static(via));
-    }
+    add_to_list(headers, &header::VIA, &HeaderValue::from_static(via));
 }
 
-fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &str) {
+fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &HeaderValue) {
+    if let Entry::Vacant(place) = headers.entry(name) {
+        place.insert(item.clone());
+        return;
+    }
     let mut list = headers.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
     list.push(item.as_bytes());
     if let Ok(value) = HeaderValue::from_bytes(&list.join(&b", "[..])) {
@@ -141,10 +154,11 @@ fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &str) {
 
 /// HTTP/2 may split cookies over several lines, HTTP/1.1 must not (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
     let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(|value| value.as_bytes()).collect();
-    if lines.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
-    {
+    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
         headers.insert(header::COOKIE, joined);
     }
 }
@@ -217,10 +231,20 @@ pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
     {
         return id.clone();
     }
-    let id = format!("{:032x}", fastrand::u128(..));
-    let id = HeaderValue::from_str(&id).expect("hexadecimal digits are visible ASCII");
+    let id = HeaderValue::from_bytes(&hexadecimal(fastrand::u128(..)));
+    let id = id.expect("hexadecimal digits are visible ASCII");
     headers.insert(REQUEST_ID, id.clone());
     id
+}
+
+/// Thirty-two digits; formatting them takes as long as parsing the head they go into.
+fn hexadecimal(number: u128) -> [u8; 32] {
+    let mut text = [0; 32];
+    for (index, pair) in text.chunks_exact_mut(2).enumerate() {
+        let byte = number.to_be_bytes()[index];
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+    text
 }
 
 /// Methods that a proxy may send again after a connection failed.
@@ -262,7 +286,7 @@ mod tests {
 
     fn origin(address: &str, is_believed: bool, secure: bool) -> Origin {
         let address = address.parse().unwrap();
-        Origin { peer: Peer { address, secure }, is_believed, client: address }
+        Origin { peer: Peer::new(address, secure), is_believed, client: address }
     }
 
     const CLAIMS: [(&str, &str); 6] = [
@@ -348,6 +372,13 @@ mod tests {
         assert_eq!(headers["x-forwarded-host"], "shop.example");
         assert_eq!(headers["x-forwarded-proto"], "https", "it came over TLS");
         assert!(!headers.contains_key("forwarded"));
+    }
+
+    #[test]
+    fn numbers_have_all_their_digits() {
+        for number in [0, 1, u128::MAX, 0x0123_4567_89ab_cdef_0011_2233_4455_6677] {
+            assert_eq!(hexadecimal(number), format!("{number:032x}").as_bytes());
+        }
     }
 
     #[test]

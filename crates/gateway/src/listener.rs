@@ -31,7 +31,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-const MAX_HEADERS: usize = 128;
 /// How long a kept connection may idle; a head that began has less time (see [`Patience::head`]).
 const IDLE: Duration = Duration::from_secs(75);
 /// How long a new connection may stay without a first byte.
@@ -144,7 +143,7 @@ impl Listener {
             }
             place => place.flatten(),
         };
-        Ok((Peer { address, secure: self.acceptor.is_some() }, place))
+        Ok((Peer::new(address, self.acceptor.is_some()), place))
     }
 
     fn turned_away(&self, reason: Reason, error: impl Into<Trouble>) -> Trouble {
@@ -359,6 +358,7 @@ impl Visit<'_> {
         let (stream, framing) = Watched::new(stream, listener.patience.head, listener.entrance.clone());
         let handler = service_fn(move |request: Request<Incoming>| {
             let (listener, framing, linger) = (listener.clone(), framing.clone(), linger.clone());
+            let peer = peer.clone();
             async move {
                 if framing.next_is_ambiguous() {
                     return Ok::<_, Infallible>(ambiguous());
@@ -375,7 +375,6 @@ impl Visit<'_> {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE)
-            .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), handler)
             .with_upgrades();
@@ -396,7 +395,7 @@ impl Visit<'_> {
     {
         let Self { listener, peer, life, .. } = self;
         let handler = service_fn(move |request: Request<Incoming>| {
-            let listener = listener.clone();
+            let (listener, peer) = (listener.clone(), peer.clone());
             async move { Ok::<_, Infallible>(listener.answer(peer, request).await) }
         });
         let connection = http2::Builder::new(Streams(life.clone()))

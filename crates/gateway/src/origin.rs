@@ -2,7 +2,7 @@
 //! that the service names. Pure; reads no socket.
 
 use crate::headers::{self, FORWARDED_FOR};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use rehome_spec::Network;
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,16 +17,25 @@ impl Trusted {
 }
 
 /// Who is at the other end of a connection.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Peer {
     /// From the socket, or from the PROXY header of a trusted proxy.
     pub address: IpAddr,
     /// Came over TLS.
     pub secure: bool,
+    /// The address as it is written into headers; made once, since every request wants it.
+    pub shown: HeaderValue,
+}
+
+impl Peer {
+    pub fn new(address: IpAddr, secure: bool) -> Self {
+        let shown = HeaderValue::from_str(&address.to_canonical().to_string());
+        Self { address, secure, shown: shown.expect("an address is visible ASCII") }
+    }
 }
 
 /// Where one request comes from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Origin {
     pub peer: Peer,
     /// May the request's own words about its origin be believed?
@@ -74,7 +83,7 @@ mod tests {
             headers.append(FORWARDED_FOR, line.parse().unwrap());
         }
         let trusted = Trusted(trusted.iter().map(|network| network.parse().unwrap()).collect());
-        let peer = Peer { address: peer.parse().unwrap(), secure: false };
+        let peer = Peer::new(peer.parse().unwrap(), false);
         Origin::of(peer, &trusted, &headers).client.to_string()
     }
 
