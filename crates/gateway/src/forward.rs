@@ -7,7 +7,7 @@ use crate::exchange::{Exchange, Outcome};
 use crate::gate::Label;
 use crate::headers;
 use crate::hold::Full;
-use crate::limits::{BodyLimits, Cut, Reason};
+use crate::limits::{self, BodyLimits, Cut, Reason};
 use crate::origin::Origin;
 use crate::server::MAX_HEAD;
 use crate::service::{Class, Service};
@@ -53,6 +53,9 @@ pub(crate) async fn serve(
     if exchange.service.plan.max_body.is_some_and(|largest| request.body().size_hint().lower() > largest) {
         exchange.service.entrance.turn_away(Reason::BodySize);
         let (status, text) = fault(Some(Cut::TooLarge));
+        if request.version() == Version::HTTP_2 {
+            limits::keep_a_moment(&exchange.service, request.into_body());
+        }
         return refuse(exchange, status, text, Outcome::NotSent);
     }
     let upgrade = session::Wanted::of(&mut request);

@@ -1,7 +1,8 @@
 //! What one client may cost: connections per address, the size and pace of a request's body, answers that are not taken. And
 //! the counts of everybody who was turned away at the entrance, with the reason.
 
-use hyper::body::Frame;
+use crate::service::Service;
+use hyper::body::{Frame, Incoming};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -269,6 +270,19 @@ impl Pace {
         let (_, timer) = self.waiting.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(left))));
         timer.as_mut().poll(cx).is_ready()
     }
+}
+
+/// Keeps the rest of a refused body for a moment, unread: over HTTP/2 its stream would be reset in one breath with the answer,
+/// and some clients (curl 7.88) then lose the answer.
+pub(crate) fn keep_a_moment(service: &Service, body: Incoming) {
+    let kill = service.kill.clone();
+    service.tasks.spawn(async move {
+        tokio::select! {
+            () = sleep(LINGER) => {}
+            () = kill.cancelled() => {}
+        }
+        drop(body);
+    });
 }
 
 /// Asks a connection to wait for the client's end before it closes.

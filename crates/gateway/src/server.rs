@@ -98,19 +98,7 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     let (clock, boot, life) = (ProcessClock::start(), BootClock::default(), Life::default());
     let log = config.access_log.as_deref().map(AccessLog::open).transpose()?;
     let gate = Arc::new(Gate::new(&grant, boot.clone(), Bounds::from(&config.hold)));
-    let shared = Shared {
-        gate: gate.clone(),
-        clock,
-        sabotage: Sabotage::parse(&config.sabotage)?,
-        log: log.clone(),
-        tasks: life.traffic.clone(),
-        kill: life.kill.clone(),
-        patience: config.patience,
-        entrance: Arc::<Entrance>::default(),
-    };
-    if shared.sabotage.any() {
-        tracing::warn!(sabotage = ?shared.sabotage, "this gateway breaks its promises on purpose");
-    }
+    let shared = shared(&config, &gate, clock, log.clone(), &life)?;
     let running: Vec<_> =
         plans.into_iter().map(|plan| Arc::new(Service::new(plan, shared.clone()))).collect();
     let doors = open_doors(&config, &running).await?;
@@ -149,6 +137,30 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
         log,
         certificates,
         life,
+    })
+}
+
+/// What all services have in common.
+fn shared(
+    config: &Config,
+    gate: &Arc<Gate>,
+    clock: ProcessClock,
+    log: Option<AccessLog>,
+    life: &Life,
+) -> Result<Shared, GatewayError> {
+    let sabotage = Sabotage::parse(&config.sabotage)?;
+    if sabotage.any() {
+        tracing::warn!(?sabotage, "this gateway breaks its promises on purpose");
+    }
+    Ok(Shared {
+        gate: gate.clone(),
+        clock,
+        sabotage,
+        log,
+        tasks: life.traffic.clone(),
+        kill: life.kill.clone(),
+        patience: config.patience,
+        entrance: Arc::<Entrance>::default(),
     })
 }
 

@@ -221,10 +221,13 @@ pub async fn read_head(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&head).into_owned()
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens. It stays taken: a freed port would be given to the next listener, perhaps to the gateway
+/// under test, which would then be its own upstream.
 pub async fn nowhere() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let socket = Box::leak(Box::new(socket));
+    format!("http://{}", socket.local_addr().unwrap())
 }
 
 pub fn service(source: &str, target: &str) -> Service {
