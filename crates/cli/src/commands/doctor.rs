@@ -7,7 +7,7 @@ use crate::paths;
 use crate::printer::{Printer, style};
 use clap::Args;
 use rehome_gateway::Probed;
-use rehome_part::{Finding, Severity, Side};
+use rehome_part::{Finding, Severity};
 use rehome_spec::{Migration, Secret, Service};
 
 /// Check credentials, permissions, clocks and endpoints before anything moves
