@@ -29,6 +29,11 @@ pub const SECRET: &str = "a secret of the tests";
 pub const TOKEN: Token = Token(7);
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Is this one of the long runs?
+pub fn long() -> bool {
+    std::env::var_os("REHOME_LONG").is_some()
+}
+
 /// Waits for a condition, not for time.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
     let waited = async {
