@@ -57,6 +57,8 @@ stage demo-rtt-20 demos 20 3 --objects 500 --duration 8 --rtt 20 --reverse
 stage demo-rtt-80 demos 20 3 --objects 500 --duration 8 --rtt 80 --reverse
 stage crash-matrix env REHOME_LONG=20 cargo nextest run --profile long -p rehome-cli -E 'test(/^crash::/)'
 stage sabotage-matrix env REHOME_LONG=10 cargo nextest run --profile long -p rehome-cli -E 'test(/^sabotage::/)'
+stage gateway-220000-requests env REHOME_LONG=1 cargo nextest run -p rehome-gateway -E 'test(weights_move_under)'
 stage five-gibibytes scripts/five_gibibytes.sh "$rehome"
 stage fuzz-migration-file scripts/fuzz.sh migration_file 600
+stage fuzz-control-protocol scripts/fuzz.sh control_protocol 300
 say "all stages are done; commit $results"

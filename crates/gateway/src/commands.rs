@@ -1,9 +1,9 @@
-//! The control socket: who may speak, line by line, and what each request does. Bounds everything that comes in; decides nothing
-//! itself (see [`crate::grant`]).
+//! The control socket and what each request does; the lines are read in [`crate::conversation`]. Bounds the callers; decides
+//! nothing itself (see [`crate::grant`]).
 
-use crate::client::read_line;
 use crate::config::GatewayError;
-use crate::control::{Hello, Moment, Refusal, Request, Response, VERSION};
+use crate::control::{Moment, Refusal, Request, Response};
+use crate::conversation::converse;
 use crate::core::Core;
 use crate::grant::Refused;
 use crate::service::Service;
@@ -16,16 +16,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 /// Callers at once.
 const CONNECTIONS: usize = 32;
-const GREETING: Duration = Duration::from_secs(5);
-/// A caller that says nothing for so long is sent away; a client connects again by itself.
-const IDLE: Duration = Duration::from_secs(300);
-const SEND: Duration = Duration::from_secs(5);
 /// The longest deadline of a hold that is believed.
 const MAX_IN_FLIGHT: Duration = Duration::from_secs(600);
 
@@ -69,7 +64,8 @@ pub(crate) async fn serve(listener: UnixListener, core: Arc<Core>, secret: Arc<s
             Ok((stream, _)) => {
                 let (core, secret) = (core.clone(), secret.clone());
                 callers.spawn(async move {
-                    if let Err(error) = caller(stream, &core, &secret).await {
+                    let done = converse(stream, &secret, |request| handle(&core, request)).await;
+                    if let Err(error) = done {
                         tracing::debug!(%error, "a control connection ended");
                     }
                     drop(place);
@@ -81,73 +77,6 @@ pub(crate) async fn serve(listener: UnixListener, core: Arc<Core>, secret: Arc<s
             }
         }
     }
-}
-
-async fn caller(stream: UnixStream, core: &Core, secret: &str) -> io::Result<()> {
-    let mut connection = BufReader::new(stream);
-    let Some(line) = timed(GREETING, read_line(&mut connection)).await? else { return Ok(()) };
-    let who = match greet(&line, secret) {
-        Ok(who) => who,
-        Err((why, text)) => {
-            tracing::warn!(?why, "a greeting on the control socket was refused");
-            return answer(&mut connection, &Response::Refused { why, text }).await;
-        }
-    };
-    tracing::debug!(who, "control connection");
-    answer(&mut connection, &Response::Done).await?;
-    loop {
-        let line = match timed(IDLE, read_line(&mut connection)).await {
-            Ok(Some(line)) => line,
-            Ok(None) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                let text = error.to_string();
-                return answer(&mut connection, &Response::Refused { why: Refusal::BadRequest, text }).await;
-            }
-            Err(error) => return Err(error),
-        };
-        let response = match serde_json::from_slice::<Request>(&line) {
-            Ok(request) => handle(core, request).await,
-            Err(error) => Response::Refused { why: Refusal::BadRequest, text: error.to_string() },
-        };
-        if let Response::Refused { why, text } = &response {
-            tracing::info!(who, ?why, text, "refused");
-        }
-        answer(&mut connection, &response).await?;
-    }
-}
-
-async fn timed<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
-
-async fn answer(connection: &mut BufReader<UnixStream>, response: &Response) -> io::Result<()> {
-    let mut line = serde_json::to_vec(response)?;
-    line.push(b'\n');
-    timed(SEND, connection.get_mut().write_all(&line)).await
-}
-
-/// The caller's name, shortened.
-pub(crate) fn greet(line: &[u8], secret: &str) -> Result<String, Refused> {
-    let hello: Hello = serde_json::from_slice(line)
-        .map_err(|error| (Refusal::BadRequest, format!("the first line is not a greeting: {error}")))?;
-    if hello.version != VERSION {
-        let text = format!("version {} was offered, this gateway speaks {VERSION}", hello.version);
-        return Err((Refusal::BadVersion, text));
-    }
-    if !is_same(hello.secret.as_bytes(), secret.as_bytes()) {
-        return Err((Refusal::BadSecret, "the secret is not the gateway's".into()));
-    }
-    Ok(hello.who.chars().filter(|c| !c.is_control()).take(80).collect())
-}
-
-/// Takes the same time wherever the difference is.
-fn is_same(offered: &[u8], secret: &[u8]) -> bool {
-    let mut difference = offered.len() ^ secret.len();
-    for (index, byte) in secret.iter().enumerate() {
-        let other = offered.get(index).copied().unwrap_or(0);
-        difference |= usize::from(std::hint::black_box(byte ^ other));
-    }
-    difference == 0
 }
 
 /// Does what a request says.
@@ -215,31 +144,4 @@ async fn freshness(core: &Core, name: &str, through: Option<Moment>, token: Toke
         Ok(next)
     })
     .await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn hello(secret: &str, version: u32) -> Vec<u8> {
-        serde_json::to_vec(&Hello { version, secret: secret.into(), who: "engine\n\u{7}1".into() }).unwrap()
-    }
-
-    #[test]
-    fn only_the_secret_and_this_version_are_welcome() {
-        assert_eq!(greet(&hello("s3cret", VERSION), "s3cret").unwrap(), "engine1");
-        for wrong in ["", "s3cre", "s3cret1", "S3cret", "s3creT"] {
-            assert_eq!(greet(&hello(wrong, VERSION), "s3cret").unwrap_err().0, Refusal::BadSecret);
-        }
-        assert_eq!(greet(&hello("s3cret", VERSION + 1), "s3cret").unwrap_err().0, Refusal::BadVersion);
-        assert_eq!(greet(b"{}", "s3cret").unwrap_err().0, Refusal::BadRequest);
-    }
-
-    proptest! {
-        #[test]
-        fn nonsense_is_never_welcome(line in proptest::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(greet(&line, "s3cret").is_err());
-        }
-    }
 }

@@ -1,11 +1,18 @@
 //! What a gateway is started with, checked once before anything listens, and why it may refuse to start.
 //! Never holds a secret in a `Debug` form.
 
+use crate::limits::Patience;
+use crate::upstream::Dialing;
+use http::Uri;
 use http::uri::{Authority, PathAndQuery};
-use rehome_spec::{Hold, Service};
+use rehome_spec::{Hold, Service, UpstreamHttp};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything a gateway needs; nothing is read from the environment.
@@ -26,6 +33,8 @@ pub struct Config {
     pub access_log: Option<PathBuf>,
     /// Where `GET /metrics` is answered (Prometheus text).
     pub metrics: Option<SocketAddr>,
+    /// How long clients may take over things.
+    pub patience: Patience,
     /// Test instruments that break the gateway on purpose; empty outside tests. See [`Sabotage`].
     pub sabotage: Vec<String>,
 }
@@ -48,6 +57,7 @@ impl Config {
             hold: Hold::default(),
             access_log: None,
             metrics: None,
+            patience: Patience::default(),
             sabotage: Vec::new(),
         }
     }
@@ -64,6 +74,7 @@ impl fmt::Debug for Config {
             .field("hold", &self.hold)
             .field("access_log", &self.access_log)
             .field("metrics", &self.metrics)
+            .field("patience", &self.patience)
             .field("sabotage", &self.sabotage)
             .finish()
     }
@@ -120,13 +131,15 @@ pub enum GatewayError {
     AccessLog { path: PathBuf, source: std::io::Error },
 }
 
-/// One upstream address, checked: plain HTTP to `host:port`.
+/// One upstream address, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Upstream {
     /// `host:port`, as the `Host` of requests that the gateway makes by itself.
     pub authority: String,
     pub host: String,
     pub port: u16,
+    /// https
+    pub secure: bool,
 }
 
 impl Upstream {
@@ -137,13 +150,11 @@ impl Upstream {
             ))
         };
         let uri: http::Uri = text.parse().map_err(|_| wrong("is not an address: write one"))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err(wrong("uses TLS, which this gateway does not speak to upstreams: write one"));
-            }
-            _ => return Err(wrong("must begin with http://: write one")),
-        }
+        let secure = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(wrong("must begin with http:// or https://: write one")),
+        };
         if uri.path() != "/" || uri.query().is_some() {
             return Err(wrong("has a path: write only scheme, host and port"));
         }
@@ -155,7 +166,8 @@ impl Upstream {
         if host.is_empty() {
             return Err(wrong("has no host: write one"));
         }
-        Ok(Self { authority: authority.to_string(), host, port: authority.port_u16().unwrap_or(80) })
+        let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        Ok(Self { authority: authority.to_string(), host, port, secure })
     }
 }
 
@@ -163,19 +175,36 @@ impl Upstream {
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub name: String,
-    pub listen: String,
-    pub source: Upstream,
-    pub target: Upstream,
+    /// The addresses of each side; the first one is there always.
+    pub source: Vec<Upstream>,
+    pub target: Vec<Upstream>,
+    pub dialing: Dialing,
     pub health: Option<PathAndQuery>,
     pub reads: Vec<http::Method>,
     pub clients: Vec<crate::split::KeySource>,
     pub max_staleness: Duration,
     pub upstream_idle: Duration,
     pub upstream_timeout: Duration,
+    /// In bytes.
+    pub max_body: Option<u64>,
 }
 
 impl Plan {
-    fn check(service: &Service) -> Result<Self, GatewayError> {
+    /// The form in which the upstream's version of HTTP wants a request's address: the path alone, or all of it.
+    pub fn upstream_uri(&self, path: Option<PathAndQuery>, authority: Option<&str>, secure: bool) -> Uri {
+        let scheme = if secure { "https" } else { "http" };
+        let path_only = || path.clone().map_or_else(Uri::default, Uri::from);
+        let Some(authority) = authority.filter(|_| self.dialing.http == UpstreamHttp::Two) else {
+            return path_only();
+        };
+        let whole = Uri::builder().scheme(scheme).authority(authority);
+        whole
+            .path_and_query(path.as_ref().map_or("/", PathAndQuery::as_str))
+            .build()
+            .unwrap_or_else(|_| path_only())
+    }
+
+    pub fn check(service: &Service) -> Result<Self, GatewayError> {
         let name = &service.name;
         let wrong = |text: String| GatewayError::Config(format!("service `{name}`: {text}"));
         let method = |text: &String| {
@@ -191,19 +220,64 @@ impl Plan {
             Some(path) => return Err(wrong(format!("health = \"{path}\" must begin with /"))),
             None => None,
         };
+        let source = addresses(name, "source", &service.source, &service.source_peers)?;
+        let target = addresses(name, "target", &service.target, &service.target_peers)?;
         Ok(Self {
             name: name.clone(),
-            listen: service.listen.clone(),
-            source: Upstream::parse(name, "source", &service.source)?,
-            target: Upstream::parse(name, "target", &service.target)?,
+            dialing: dialing(service, source.iter().chain(&target).any(|upstream| upstream.secure))?,
+            source,
+            target,
             health,
             reads,
             clients: clients.collect::<Result<_, _>>()?,
             max_staleness: service.max_staleness.0,
             upstream_idle: service.upstream_idle.0,
             upstream_timeout: service.upstream_timeout.0,
+            max_body: service.max_body.map(|size| size.0),
         })
     }
+}
+
+fn addresses(name: &str, key: &str, first: &str, peers: &[String]) -> Result<Vec<Upstream>, GatewayError> {
+    let peers = peers.iter().map(|peer| Upstream::parse(name, &format!("{key}_peers"), peer));
+    std::iter::once(Upstream::parse(name, key, first)).chain(peers).collect()
+}
+
+/// How a service's addresses are spoken to; certificates are read only where TLS is `wanted`.
+fn dialing(service: &Service, wanted: bool) -> Result<Dialing, GatewayError> {
+    let http = service.upstream_http;
+    if !wanted {
+        return Ok(Dialing { http, tls: None });
+    }
+    let wrong = |text: String| GatewayError::Config(format!("service `{}`: {text}", service.name));
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(native.certs);
+    if let Some(path) = &service.upstream_ca {
+        let shown = path.display();
+        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let certificates = read.map_err(|error| wrong(format!("upstream_ca {shown}: {error}")))?;
+        let (added, _) = roots.add_parsable_certificates(certificates);
+        if added == 0 {
+            return Err(wrong(format!("upstream_ca {shown} holds no certificate that can be used")));
+        }
+    }
+    if roots.is_empty() {
+        let text = "an address begins with https, and this system trusts nobody: install its CA certificates, or name \
+                    `upstream_ca`";
+        return Err(wrong(text.into()));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| wrong(format!("TLS cannot be set up: {error}")))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = match http {
+        UpstreamHttp::One => vec![b"http/1.1".to_vec()],
+        UpstreamHttp::Two => vec![b"h2".to_vec()],
+    };
+    Ok(Dialing { http, tls: Some(Arc::new(tls)) })
 }
 
 /// Checks all of the configuration that can be checked without touching anything.

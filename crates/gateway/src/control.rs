@@ -210,6 +210,18 @@ pub struct SideStatus {
     pub p50_ms: Option<f64>,
     pub p99_ms: Option<f64>,
     pub connect_ms: Option<f64>,
+    /// Each address of the side.
+    #[serde(default)]
+    pub upstreams: Vec<UpstreamStatus>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    pub address: String,
+    pub healthy: Option<bool>,
+    /// It failed several times in a row and gets nothing for a moment, as long as there is another.
+    pub resting: bool,
+    pub under_way: u32,
 }
 
 /// A gateway that lost its lease, woke up or started anew asks who owns the epoch after the armed one.

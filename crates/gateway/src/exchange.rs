@@ -3,6 +3,7 @@
 
 use crate::access_log::Entry;
 use crate::body::Progress;
+use crate::forward::in_time;
 use crate::gate::{Session, Ticket};
 use crate::service::{Class, Service};
 use crate::split::ClientId;
@@ -122,10 +123,28 @@ impl Exchange {
         self.service.side(side).failed.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The upstream that has the request broke off, or did not answer in time.
+    pub fn upstream_failed(&self) {
+        if let Some(connection) = &self.connection {
+            connection.member().failed();
+        }
+    }
+
+    /// Did the client's side of the request's body break?
+    pub fn client_broke_off(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.has_failed())
+    }
+
     /// The head of the answer is here. A write counts as acknowledged from now on: the client may see it any moment.
     pub fn answered(&mut self, status: StatusCode, took: Duration, sets_cookie: bool) {
         self.status = status;
+        if let Some(progress) = &self.progress {
+            progress.answer_began();
+        }
         if let Some(side) = self.side {
+            if let Some(connection) = &self.connection {
+                connection.member().answered();
+            }
             let state = self.service.side(side);
             state.answers.record(took);
             if status.is_server_error() {
@@ -161,13 +180,29 @@ impl Exchange {
     /// The whole answer was received.
     pub fn complete(mut self) {
         if let Some(connection) = self.connection.take()
-            && self.progress.as_ref().is_none_or(|progress| progress.is_done())
-            && let Some(side) = self.side
             && self.session.is_none()
         {
-            self.service.side(side).pool.put(connection);
+            match self.progress.take().filter(|progress| !progress.is_done()) {
+                Some(progress) => self.linger(connection, progress),
+                None => connection.give_back(),
+            }
         }
         self.finish(Outcome::Answered);
+    }
+
+    /// The answer came before the whole request was sent. The rest may follow as long as it moves, so that the client sees
+    /// the answer and no reset; an upstream that takes no more of it must not keep both connections for ever.
+    fn linger(&self, mut connection: Connection, progress: Arc<Progress>) {
+        let service = self.service.clone();
+        service.tasks.clone().spawn(async move {
+            let patience = service.plan.upstream_timeout;
+            tokio::select! {
+                // Ready for another request: all of this one was sent. Or it is closed, or nothing moves.
+                _ = in_time(connection.ready(), Some(&progress), patience) => {}
+                () = service.kill.cancelled() => {}
+            }
+            connection.cut();
+        });
     }
 
     /// The answer began and broke off.

@@ -7,37 +7,37 @@ use crate::exchange::{Exchange, Outcome};
 use crate::gate::Label;
 use crate::headers;
 use crate::hold::Full;
+use crate::limits::{self, BodyLimits, Cut, Reason};
+use crate::origin::Origin;
 use crate::server::MAX_HEAD;
 use crate::service::{Class, Service};
 use crate::session;
 use crate::split::ClientId;
-use crate::upstream::{Connection, SentBytes};
+use crate::upstream::{Answer, AnswerFuture, Connection, Member, SentBytes};
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Uri, Version, request};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::{Body, Incoming};
-use hyper::client::conn::TrySendError;
 use rehome_part::Side;
-use std::net::IpAddr;
-use std::pin::Pin;
+use rehome_spec::UpstreamHttp;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// What a waiting write's body may take at most: it is left unread, but the connection's own buffer may fill.
 const BODY_BUFFER: u64 = 64 << 10;
-
-type Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
-type AnswerFuture = Pin<Box<dyn Future<Output = Answer> + Send>>;
+/// How often a read is sent again to the same side.
+const REPEATS: u32 = 2;
 
 /// Answers one request.
 pub(crate) async fn serve(
     service: Arc<Service>,
-    peer: IpAddr,
+    origin: Origin,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let class = classify(&service, &request);
-    let address = ClientId::of_address(peer);
-    let client = ClientId::of(&service.plan.clients, request.headers(), peer);
+    let address = ClientId::of_address(origin.client);
+    let client = ClientId::of(&service.plan.clients, request.headers(), origin.client);
     let id = headers::request_id(request.headers_mut());
     let mut exchange = Exchange::new(service, class, client, address, id);
     exchange.method = request.method().clone();
@@ -49,6 +49,14 @@ pub(crate) async fn serve(
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         return response;
+    }
+    if exchange.service.plan.max_body.is_some_and(|largest| request.body().size_hint().lower() > largest) {
+        exchange.service.entrance.turn_away(Reason::BodySize);
+        let (status, text) = fault(Some(Cut::TooLarge));
+        if request.version() == Version::HTTP_2 {
+            limits::keep_a_moment(&exchange.service, request.into_body());
+        }
+        return refuse(exchange, status, text, Outcome::NotSent);
     }
     let upgrade = session::Wanted::of(&mut request);
     if upgrade.is_none() && *request.method() == Method::CONNECT {
@@ -63,13 +71,17 @@ pub(crate) async fn serve(
     let waiting_bytes = head_bytes + body_bytes;
     let (mut parts, body) = request.into_parts();
     let host = match (parts.uri.authority().and_then(host_value), parts.headers.contains_key(header::HOST)) {
-        (None, false) => HeaderValue::from_str(&exchange.service.plan.source.authority).ok(),
+        (None, false) => first_authority(&exchange.service),
         (host, _) => host,
     };
-    headers::prepare_request(&mut parts.headers, parts.version, peer, host);
-    parts.version = Version::HTTP_11;
-    parts.uri = exchange.path.clone().map_or_else(Uri::default, Uri::from);
-    let (body, progress) = RequestBody::passing(body);
+    headers::prepare_request(&mut parts.headers, parts.version, &origin, host);
+    if upgrade.is_some() && exchange.service.plan.dialing.http == UpstreamHttp::Two {
+        let text = "this service is spoken to with HTTP/2, which has no upgrades\n";
+        return refuse(exchange, StatusCode::NOT_IMPLEMENTED, text, Outcome::NotSent);
+    }
+    let limits = body_limits(&exchange.service, &parts);
+    address_upstream(&exchange.service, &mut parts, exchange.path.clone());
+    let (body, progress) = RequestBody::passing(body, limits);
     exchange.progress = progress;
     match class {
         Class::Read => read(exchange, parts, body).await,
@@ -79,6 +91,42 @@ pub(crate) async fn serve(
             }
             write(exchange, Request::from_parts(parts, body), waiting_bytes, upgrade).await
         }
+    }
+}
+
+/// What an HTTP/1.0 client left out and HTTP/1.1 wants.
+fn first_authority(service: &Service) -> Option<HeaderValue> {
+    service.plan.source.first().and_then(|upstream| HeaderValue::from_str(&upstream.authority).ok())
+}
+
+/// Puts path, host and version into the form in which the upstream is spoken to.
+fn address_upstream(service: &Service, parts: &mut request::Parts, path: Option<PathAndQuery>) {
+    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let secure = service.plan.dialing.tls.is_some();
+    parts.uri = service.plan.upstream_uri(path, host, secure);
+    parts.version = match service.plan.dialing.http {
+        UpstreamHttp::One => Version::HTTP_11,
+        UpstreamHttp::Two => {
+            parts.headers.remove(header::HOST);
+            Version::HTTP_2
+        }
+    };
+}
+
+/// Calls that stream both ways may be silent for long; everything else is sent in one go.
+fn body_limits(service: &Service, parts: &request::Parts) -> BodyLimits {
+    let patience = (!headers::is_stream(&parts.headers)).then_some(service.patience.body);
+    BodyLimits::new(service.plan.max_body, patience, service.entrance.clone())
+}
+
+/// What the client hears when its own body is the trouble.
+fn fault(cut: Option<Cut>) -> (StatusCode, &'static str) {
+    match cut {
+        Some(Cut::TooLarge) => {
+            (StatusCode::PAYLOAD_TOO_LARGE, "the request's body is larger than this service takes\n")
+        }
+        Some(Cut::TooSlow) => (StatusCode::REQUEST_TIMEOUT, "the request's body came too slowly\n"),
+        None => (StatusCode::BAD_REQUEST, "the request's body broke off\n"),
     }
 }
 
@@ -93,20 +141,12 @@ fn classify<B>(service: &Service, request: &Request<B>) -> Class {
     }
 }
 
-/// What RFC 9112 section 3.2 wants refused and hyper lets pass, and heads that came in whole before hyper counted.
+/// What must not be forwarded and hyper lets pass, and heads that came in whole before hyper counted.
 fn check<B>(request: &Request<B>, head_bytes: u64) -> Result<(), (StatusCode, &'static str)> {
     if head_bytes > MAX_HEAD as u64 {
         return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large\n"));
     }
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let (first, second) = (hosts.next(), hosts.next());
-    if second.is_some() {
-        return Err((StatusCode::BAD_REQUEST, "a request has one Host\n"));
-    }
-    if first.is_none() && request.version() == Version::HTTP_11 && request.uri().authority().is_none() {
-        return Err((StatusCode::BAD_REQUEST, "an HTTP/1.1 request needs a Host\n"));
-    }
-    Ok(())
+    headers::ambiguity(request).map_or(Ok(()), |text| Err((StatusCode::BAD_REQUEST, text)))
 }
 
 /// The memory a request's head takes, roughly.
@@ -123,17 +163,22 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
     let mut side = service.side_of_read(exchange.client, exchange.address);
     let repeatable = headers::is_repeatable(&parts.method) && body.is_end_stream();
     let mut request = Some(Request::from_parts(parts, body));
-    let mut fresh = false;
+    let mut fresh: Option<Arc<Member>> = None;
+    let mut repeats = 0;
+    service.budget.earn();
     loop {
         let state = service.side(side);
-        let taken = if fresh { state.pool.connect().await } else { state.pool.take(false).await };
+        let taken = match &fresh {
+            Some(broken) => state.group.connect(Some(broken)).await,
+            None => state.group.take(false).await,
+        };
         let (connection, connecting) = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 tracing::debug!(%error, %side, "cannot connect");
                 exchange.side_failed(side);
                 if side != service.gate.owner() {
-                    (side, fresh) = (service.gate.owner(), false);
+                    (side, fresh) = (service.gate.owner(), None);
                     continue;
                 }
                 return refuse(
@@ -147,10 +192,12 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
         if let Some(took) = connecting {
             state.connects.record(took);
         }
-        // Another try: on a fresh connection when an old one broke, on the owner when the other side broke.
-        let again = match (connection.reused, side != service.gate.owner()) {
-            (true, _) => Some((side, true)),
-            (false, true) => Some((service.gate.owner(), false)),
+        // Another try: on a fresh connection when an old one broke, with a peer when there is one, on the owner when the other
+        // side broke.
+        let here = repeats < REPEATS && (connection.reused || state.group.members().len() > 1);
+        let again = match (here, side != service.gate.owner()) {
+            (true, _) => Some((side, Some(connection.member().clone()))),
+            (false, true) => Some((service.gate.owner(), None)),
             (false, false) => None,
         };
         let again = again.filter(|_| repeatable);
@@ -169,8 +216,11 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
                 );
             }
             Err(Failure::Broken) => match again {
-                Some(next) => (side, fresh) = next,
-                None => return broken_read(exchange, side),
+                Some(next) if service.may_repeat() => {
+                    (side, fresh) = next;
+                    repeats += 1;
+                }
+                _ => return broken_read(exchange, side),
             },
         }
         exchange.side_failed(side);
@@ -178,13 +228,9 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
 }
 
 fn broken_read(exchange: Exchange, side: Side) -> Response<ResponseBody> {
-    if exchange.progress.as_ref().is_some_and(|progress| progress.has_failed()) {
-        return refuse(
-            exchange,
-            StatusCode::BAD_REQUEST,
-            "the request's body broke off\n",
-            Outcome::ClientLeft,
-        );
+    if let Some(progress) = exchange.progress.as_ref().filter(|progress| progress.has_failed()) {
+        let (status, text) = fault(progress.cut());
+        return refuse(exchange, status, text, Outcome::ClientLeft);
     }
     exchange.side_failed(side);
     refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown)
@@ -212,25 +258,36 @@ async fn send_read(
 ) -> Result<Response<Incoming>, Failure> {
     exchange.sending(side);
     let sent_at = Instant::now();
-    let answer = connection.sender.try_send_request(request);
     let timeout = exchange.service.plan.upstream_timeout;
-    match in_time(answer, exchange.progress.as_ref(), timeout).await {
+    let answer = in_time(connection.send(request), exchange.progress.as_ref(), timeout).await;
+    match answer {
+        Some(Ok(response)) if is_upgrade(&response) => {
+            tracing::debug!(%side, "an upgrade that nobody asked for");
+            Err(Failure::Broken)
+        }
         Some(Ok(response)) => {
-            exchange.answered(response.status(), sent_at.elapsed(), false);
             exchange.connection = Some(connection);
+            exchange.answered(response.status(), sent_at.elapsed(), false);
             Ok(response)
         }
         Some(Err(error)) => {
             let error = error.into_error();
             tracing::debug!(%error, %side, "no answer to a read");
+            // A kept connection may have ended of old age; only a young one says something about its upstream.
+            if !connection.reused && !exchange.client_broke_off() {
+                connection.member().failed();
+            }
             Err(Failure::Broken)
         }
-        None => Err(Failure::TimedOut),
+        None => {
+            connection.member().failed();
+            Err(Failure::TimedOut)
+        }
     }
 }
 
 /// Waits for an answer; the time runs anew while the request's body moves.
-async fn in_time<F: Future>(
+pub(crate) async fn in_time<F: Future>(
     answer: F,
     progress: Option<&Arc<Progress>>,
     timeout: Duration,
@@ -264,7 +321,7 @@ async fn write(
             Err(full) => return full_response(exchange, full),
         }
         let side = side_of_write(&exchange);
-        let taken = service.side(side).pool.take(true).await;
+        let taken = service.side(side).group.take(true).await;
         if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) {
             // The lease ended while a connection was made; nothing was sent, so it waits like the others.
             exchange.ticket = None;
@@ -307,46 +364,62 @@ async fn send_write(
     upgrade: Option<session::Wanted>,
 ) -> Response<ResponseBody> {
     exchange.sending(side);
-    let service = exchange.service.clone();
     loop {
         let sent_bytes = connection.sent_bytes();
         let sent_at = Instant::now();
-        let answer: AnswerFuture = Box::pin(connection.sender.try_send_request(request));
+        let answer = connection.send_owned(request);
         exchange.connection = Some(connection);
         let mut following = Following(Some((answer, exchange)));
         let answer = following.answer().await;
         let Some((_, back)) = following.0.take() else { return internal() };
         exchange = back;
         match answer {
+            // To pass it on would end HTTP on a connection whose client goes on with it.
+            Some(Ok(response)) if upgrade.is_none() && is_upgrade(&response) => {
+                exchange.side_failed(side);
+                let text = "the service changed the protocol unasked; whether it did the work is not known\n";
+                return refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown);
+            }
             Some(Ok(response)) => {
                 let sets_cookie = response.headers().contains_key(header::SET_COOKIE);
                 exchange.answered(response.status(), sent_at.elapsed(), sets_cookie);
                 return match upgrade {
-                    Some(wanted) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                        session::begin(exchange, wanted, response)
-                    }
+                    Some(wanted) if is_upgrade(&response) => session::begin(exchange, wanted, response),
                     _ => respond(exchange, response),
                 };
             }
             Some(Err(mut error)) => match error.take_message() {
                 // The connection had ended before it took the request: no byte left, so a fresh one may.
-                Some(message) if !sent_bytes.any() => match service.side(side).pool.connect().await {
-                    Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
-                        let text = "the gateway lost its lease; nothing was sent, please try again\n";
-                        return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
+                Some(message) if sent_bytes.none_of_what_came_back() => {
+                    match fresh_for(&exchange, side).await {
+                        Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
+                            let text = "the gateway lost its lease; nothing was sent, please try again\n";
+                            return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
+                        }
+                        Ok((fresh, _)) => (request, connection) = (message, fresh),
+                        Err(error) => return unreachable_write(exchange, side, &error),
                     }
-                    Ok((fresh, _)) => (request, connection) = (message, fresh),
-                    Err(error) => return unreachable_write(exchange, side, &error),
-                },
+                }
                 _ => return broken_write(exchange, side, &sent_bytes, &error.into_error()),
             },
             None => {
                 exchange.side_failed(side);
+                exchange.upstream_failed();
                 let text = "the service did not answer in time; whether it did the work is not known\n";
                 return refuse(exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown);
             }
         }
     }
+}
+
+/// A new connection for a write whose old one ended before it took anything.
+async fn fresh_for(exchange: &Exchange, side: Side) -> std::io::Result<(Connection, Option<Duration>)> {
+    let broken = exchange.connection.as_ref().map(Connection::member);
+    exchange.service.side(side).group.connect(broken).await
+}
+
+fn is_upgrade<B>(response: &Response<B>) -> bool {
+    response.status() == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Keeps a write's answer awaited when the client goes away: the upstream works on it all the same, and until it answered
@@ -373,7 +446,7 @@ impl Drop for Following {
             tokio::select! {
                 answer = in_time(answer, exchange.progress.as_ref(), timeout) => {
                     if let Some(Ok(response)) = answer
-                        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+                        && !is_upgrade(&response)
                         && !headers::is_stream(response.headers())
                     {
                         exchange.status = response.status();
@@ -418,9 +491,10 @@ fn broken_write(
     error: &hyper::Error,
 ) -> Response<ResponseBody> {
     tracing::debug!(%error, %side, "no answer to a write");
-    if exchange.progress.as_ref().is_some_and(|progress| progress.has_failed()) {
+    if let Some(progress) = exchange.progress.as_ref().filter(|progress| progress.has_failed()) {
         let outcome = if sent.any() { Outcome::Unknown } else { Outcome::NotSent };
-        return refuse(exchange, StatusCode::BAD_REQUEST, "the request's body broke off\n", outcome);
+        let (status, text) = fault(progress.cut());
+        return refuse(exchange, status, text, outcome);
     }
     if !sent.any() {
         let text = "the connection to the service ended; nothing was sent, please try again\n";
@@ -428,6 +502,7 @@ fn broken_write(
         return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
     }
     exchange.side_failed(side);
+    exchange.upstream_failed();
     let text = "the connection to the service broke; whether it did the work is not known\n";
     refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown)
 }

@@ -1,12 +1,17 @@
 //! Watches the bytes of an HTTP/1 client for requests with two lengths (`Content-Length` and `Transfer-Encoding`): the parser
-//! below resolves that silently, RFC 9112 section 6.1 lets a server refuse it, and this gateway does. Never changes a byte.
+//! below resolves that silently, RFC 9112 section 6.1 lets a server refuse it, and this gateway does. It also sees where a head
+//! begins, which hyper's own time-out does not tell from an idle connection, and ends those that take too long. Never changes
+//! a byte.
 
+use crate::limits::{Entrance, Reason};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 /// So much of a line is looked at: both names and any sensible length fit.
 const LOOKED_AT: usize = 96;
@@ -105,6 +110,15 @@ impl Scanner {
         }
     }
 
+    /// Did a head begin that has not ended?
+    fn is_in_head(&self) -> bool {
+        match self.at {
+            At::Headers => true,
+            At::Start => !self.line.trim_ascii().is_empty(),
+            _ => false,
+        }
+    }
+
     fn line_ended(&mut self) -> At {
         let line = self.line.trim_ascii_end();
         match self.at {
@@ -119,6 +133,8 @@ impl Scanner {
                 self.header();
                 At::Headers
             }
+            // More digits than are looked at: the number is not known.
+            At::ChunkSize if self.line.len() == LOOKED_AT && !self.line.contains(&b';') => self.lost(),
             At::ChunkSize => match chunk_size(line) {
                 Some(0) => At::Trailers,
                 Some(size) => At::Chunk(size),
@@ -181,12 +197,28 @@ pub(crate) struct Watched<S> {
     stream: S,
     scanner: Scanner,
     findings: Arc<Findings>,
+    /// How long a head may take.
+    patience: Duration,
+    /// Runs while a head is on its way.
+    head: Option<Pin<Box<Sleep>>>,
+    entrance: Arc<Entrance>,
 }
 
 impl<S> Watched<S> {
-    pub fn new(stream: S) -> (Self, Arc<Findings>) {
+    pub fn new(stream: S, patience: Duration, entrance: Arc<Entrance>) -> (Self, Arc<Findings>) {
         let findings = Arc::<Findings>::default();
-        (Self { stream, scanner: Scanner::new(), findings: findings.clone() }, findings)
+        let scanner = Scanner::new();
+        (Self { stream, scanner, findings: findings.clone(), patience, head: None, entrance }, findings)
+    }
+
+    /// Is the time of a head over that still is not whole?
+    fn head_is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.scanner.is_in_head() || self.findings.off.load(Ordering::Relaxed) {
+            self.head = None;
+            return false;
+        }
+        let patience = self.patience;
+        self.head.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx).is_ready()
     }
 }
 
@@ -200,6 +232,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
             if let Some(first) = this.scanner.ambiguous {
                 this.findings.first.store(first, Ordering::Release);
             }
+        }
+        if this.head_is_late(cx) && result.is_pending() {
+            this.entrance.turn_away(Reason::SlowHead);
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the request's head came too slowly",
+            )));
         }
         result
     }
@@ -265,6 +304,16 @@ mod tests {
         assert_eq!(ambiguous(&[&stream]), None);
         stream.extend_from_slice(BOTH);
         assert_eq!(ambiguous(&[&stream]), Some(4));
+    }
+
+    #[test]
+    fn a_chunk_size_that_is_not_seen_whole_is_not_believed() {
+        let stream = |zeros: usize| {
+            let size = "0".repeat(zeros);
+            format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size}5\r\nhello\r\n0\r\n\r\n")
+        };
+        assert_eq!(ambiguous(&[stream(80).as_bytes()]), None);
+        assert_eq!(ambiguous(&[stream(200).as_bytes()]), Some(2));
     }
 
     #[test]

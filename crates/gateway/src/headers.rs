@@ -1,29 +1,53 @@
 //! What a proxy adds to and takes from headers (RFC 9110 section 7.6, RFC 7239's older relatives). Pure functions on a header
 //! map; never looks at a body.
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use crate::origin::Origin;
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
 use http::{Method, Request, Version};
-use std::net::IpAddr;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("rehome-outcome");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// RFC 7239's own; this gateway writes the older ones.
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 /// A request id from outside is kept up to this length.
 const MAX_REQUEST_ID: usize = 128;
 
+/// What no `Connection` may take away: the upstream routes, frames and trusts by it (RFC 9110 section 7.6.1 forbids naming
+/// fields that are meant for everybody).
+const KEPT: [HeaderName; 7] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::VIA,
+    REQUEST_ID,
+    FORWARDED_FOR,
+    FORWARDED_PROTO,
+    FORWARDED_HOST,
+];
+
 /// Removes what concerns one connection only: the fixed set and everything that `Connection` names.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> =
-            tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
-        for name in named {
-            headers.remove(name);
+    let mut connection = headers.get_all(header::CONNECTION).iter();
+    match (connection.next(), connection.next()) {
+        (None, _) => {}
+        // What nearly everybody says, and it names no header.
+        (Some(only), None) if matches!(only.as_bytes(), b"keep-alive" | b"close") => {
+            headers.remove(header::CONNECTION);
         }
-        headers.remove(header::CONNECTION);
+        _ => {
+            let named: Vec<HeaderName> =
+                tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
+            for name in named.into_iter().filter(|name| !KEPT.contains(name)) {
+                headers.remove(name);
+            }
+            headers.remove(header::CONNECTION);
+        }
     }
     for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &header::TE, &header::TRANSFER_ENCODING, &header::UPGRADE] {
         headers.remove(name);
@@ -62,7 +86,7 @@ pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
     version: Version,
-    client: IpAddr,
+    origin: &Origin,
     host: Option<HeaderValue>,
 ) {
     let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
@@ -75,15 +99,30 @@ pub(crate) fn prepare_request(
     if let Some(host) = host {
         headers.insert(header::HOST, host);
     }
-    if !headers.contains_key(FORWARDED_HOST)
-        && let Some(host) = headers.get(header::HOST)
-    {
-        headers.insert(FORWARDED_HOST, host.clone());
-    }
-    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    add_to_list(headers, &FORWARDED_FOR, &client.to_canonical().to_string());
+    say_origin(headers, origin);
     join_cookies(headers);
     add_via(headers, version);
+}
+
+/// What a trusted proxy said stays and is added to; what anybody else said is replaced.
+fn say_origin(headers: &mut HeaderMap, origin: &Origin) {
+    let scheme = HeaderValue::from_static(if origin.peer.secure { "https" } else { "http" });
+    if origin.is_believed {
+        if !headers.contains_key(FORWARDED_HOST)
+            && let Some(host) = headers.get(header::HOST)
+        {
+            headers.insert(FORWARDED_HOST, host.clone());
+        }
+        headers.entry(FORWARDED_PROTO).or_insert(scheme);
+        return add_to_list(headers, &FORWARDED_FOR, &origin.peer.shown);
+    }
+    headers.remove(FORWARDED);
+    match headers.get(header::HOST).cloned() {
+        Some(host) => headers.insert(FORWARDED_HOST, host),
+        None => headers.remove(FORWARDED_HOST),
+    };
+    headers.insert(FORWARDED_PROTO, scheme);
+    headers.insert(FORWARDED_FOR, origin.peer.shown.clone());
 }
 
 /// Turns the headers of an upstream's answer into those for the client.
@@ -98,14 +137,14 @@ fn add_via(headers: &mut HeaderMap, version: Version) {
         Version::HTTP_10 => "1.0 rehome",
         _ => "1.1 rehome",
     };
-    if headers.contains_key(header::VIA) {
-        add_to_list(headers, &header::VIA, via);
-    } else {
-        headers.insert(header::VIA, HeaderValue::from_static(via));
-    }
+    add_to_list(headers, &header::VIA, &HeaderValue::from_static(via));
 }
 
-fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &str) {
+fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &HeaderValue) {
+    if let Entry::Vacant(place) = headers.entry(name) {
+        place.insert(item.clone());
+        return;
+    }
     let mut list = headers.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
     list.push(item.as_bytes());
     if let Ok(value) = HeaderValue::from_bytes(&list.join(&b", "[..])) {
@@ -115,12 +154,74 @@ fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &str) {
 
 /// HTTP/2 may split cookies over several lines, HTTP/1.1 must not (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
     let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(|value| value.as_bytes()).collect();
-    if lines.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
-    {
+    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
         headers.insert(header::COOKIE, joined);
     }
+}
+
+/// Why two parsers could read this head differently, if they could. It is about what hyper lets pass; what it refuses by itself
+/// does not come here.
+pub(crate) fn ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
+    target_ambiguity(request)
+        .or_else(|| host_ambiguity(request))
+        .or_else(|| length_ambiguity(request.headers()))
+}
+
+/// RFC 9112 section 3.2: `host:port` alone is for CONNECT, `*` for OPTIONS, everything else has a path.
+fn target_ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
+    if *request.method() == Method::CONNECT {
+        return None;
+    }
+    let uri = request.uri();
+    if uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return Some("the target of a request is http\n");
+    }
+    match uri.path_and_query().map(|path| path.as_str()) {
+        Some("*") if *request.method() == Method::OPTIONS => None,
+        Some(path) if path.starts_with('/') => None,
+        _ => Some("the target of a request is a path\n"),
+    }
+}
+
+/// RFC 9112 section 3.2 and RFC 9113 section 8.3.1: one host, a valid one, and the same wherever HTTP/2 names it.
+fn host_ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let authority = request.uri().authority();
+    let Some(host) = hosts.next() else {
+        let lacks = request.version() == Version::HTTP_11 && authority.is_none();
+        return lacks.then_some("an HTTP/1.1 request needs a Host\n");
+    };
+    if hosts.next().is_some() {
+        return Some("a request has one Host\n");
+    }
+    let is_valid = |host: &str| host.is_empty() || !host.contains('@') && host.parse::<Authority>().is_ok();
+    if !host.to_str().is_ok_and(is_valid) {
+        return Some("the Host is not valid\n");
+    }
+    let differs =
+        |authority: &Authority| !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes());
+    let is_http2 = request.version() == Version::HTTP_2;
+    (is_http2 && authority.is_some_and(differs)).then_some("Host and :authority differ\n")
+}
+
+/// RFC 9112 section 6: one length; and the only encoding that is undone here is `chunked`, so no other may be lost on the way.
+fn length_ambiguity(headers: &HeaderMap) -> Option<&'static str> {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if encodings.next().is_some_and(|first| !is_chunked(first)) || encodings.next().is_some() {
+        return Some("the only transfer encoding here is chunked\n");
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let is_number =
+        |value: &HeaderValue| !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
+    if lengths.next().is_some_and(|first| !is_number(first)) || lengths.next().is_some() {
+        return Some("a request has one length\n");
+    }
+    None
 }
 
 /// The request's id: the client's own if it has a usable one, else a new random one.
@@ -130,10 +231,20 @@ pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
     {
         return id.clone();
     }
-    let id = format!("{:032x}", fastrand::u128(..));
-    let id = HeaderValue::from_str(&id).expect("hexadecimal digits are visible ASCII");
+    let id = HeaderValue::from_bytes(&hexadecimal(fastrand::u128(..)));
+    let id = id.expect("hexadecimal digits are visible ASCII");
     headers.insert(REQUEST_ID, id.clone());
     id
+}
+
+/// Thirty-two digits; formatting them takes as long as parsing the head they go into.
+fn hexadecimal(number: u128) -> [u8; 32] {
+    let mut text = [0; 32];
+    for (index, pair) in text.chunks_exact_mut(2).enumerate() {
+        let byte = number.to_be_bytes()[index];
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+    text
 }
 
 /// Methods that a proxy may send again after a connection failed.
@@ -144,6 +255,7 @@ pub(crate) fn is_repeatable(method: &Method) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::origin::Peer;
 
     fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines
@@ -172,18 +284,101 @@ mod tests {
         assert_eq!(headers, map(&[("x-three", "3"), ("trailer", "x-sum")]));
     }
 
+    fn origin(address: &str, is_believed: bool, secure: bool) -> Origin {
+        let address = address.parse().unwrap();
+        Origin { peer: Peer::new(address, secure), is_believed, client: address }
+    }
+
+    const CLAIMS: [(&str, &str); 6] = [
+        ("host", "shop.example"),
+        ("x-forwarded-for", "192.0.2.1"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "www.example"),
+        ("forwarded", "for=192.0.2.1"),
+        ("te", "trailers, gzip"),
+    ];
+
+    #[test]
+    fn connection_takes_nothing_that_is_meant_for_everybody() {
+        let mut headers = map(&[
+            ("connection", "Host, content-length, x-forwarded-for, x-one"),
+            ("host", "a"),
+            ("content-length", "5"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-one", "1"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let kept = [("host", "a"), ("content-length", "5"), ("x-forwarded-for", "192.0.2.1")];
+        assert_eq!(headers, map(&kept));
+    }
+
+    fn said(method: &str, target: &str, version: Version, lines: &[(&str, &str)]) -> Option<&'static str> {
+        let mut request = Request::builder().method(method).uri(target).version(version);
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        ambiguity(&request.body(()).unwrap())
+    }
+
+    #[test]
+    fn a_head_that_can_be_read_in_two_ways_is_named() {
+        let (one, two) = (Version::HTTP_11, Version::HTTP_2);
+        let host = ("host", "a:80");
+        assert_eq!(said("GET", "/x?y", one, &[host]), None);
+        assert_eq!(said("OPTIONS", "*", one, &[host]), None);
+        assert_eq!(said("GET", "http://b/x", one, &[host]), None, "the absolute form wins");
+        assert_eq!(said("GET", "http://A:80/x", two, &[host]), None);
+        assert_eq!(said("GET", "/", Version::HTTP_10, &[]), None);
+        assert_eq!(said("POST", "/", one, &[host, ("transfer-encoding", "Chunked")]), None);
+        for (method, target, version, lines) in [
+            ("GET", "*", one, &[host][..]),
+            ("GET", "a:80", one, &[host]),
+            ("GET", "ftp://a/", one, &[host]),
+            ("GET", "/", one, &[]),
+            ("GET", "/", one, &[host, host]),
+            ("GET", "/", one, &[("host", "a b")]),
+            ("GET", "/", one, &[("host", "x@a")]),
+            ("GET", "http://b/", two, &[host]),
+            ("POST", "/", one, &[host, ("transfer-encoding", "gzip, chunked")]),
+            ("POST", "/", one, &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]),
+            ("POST", "/", two, &[("content-length", "5"), ("content-length", "7")]),
+            ("POST", "/", two, &[("content-length", "")]),
+            ("POST", "/", two, &[("content-length", "+5")]),
+        ] {
+            assert!(said(method, target, version, lines).is_some(), "{method} {target} {lines:?}");
+        }
+    }
+
     #[test]
     fn a_request_says_where_it_came_from() {
-        let mut headers =
-            map(&[("host", "shop.example"), ("x-forwarded-for", "192.0.2.1"), ("te", "trailers, gzip")]);
-        prepare_request(&mut headers, Version::HTTP_11, "10.0.0.9".parse().unwrap(), None);
+        let mut headers = map(&CLAIMS);
+        prepare_request(&mut headers, Version::HTTP_11, &origin("10.0.0.9", true, false), None);
         assert_eq!(headers["x-forwarded-for"], "192.0.2.1, 10.0.0.9");
-        assert_eq!(headers["x-forwarded-host"], "shop.example");
-        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["x-forwarded-host"], "www.example");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["forwarded"], "for=192.0.2.1");
         assert_eq!(headers["te"], "trailers");
         assert_eq!(headers["via"], "1.1 rehome");
         prepare_response(&mut headers, Version::HTTP_11);
         assert_eq!(headers["via"], "1.1 rehome, 1.1 rehome");
+    }
+
+    #[test]
+    fn a_stranger_does_not_say_where_it_came_from() {
+        let mut headers = map(&CLAIMS);
+        headers.append("x-forwarded-for", HeaderValue::from_static("192.0.2.2"));
+        prepare_request(&mut headers, Version::HTTP_2, &origin("::ffff:10.0.0.9", false, true), None);
+        assert_eq!(headers.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["10.0.0.9"]);
+        assert_eq!(headers["x-forwarded-host"], "shop.example");
+        assert_eq!(headers["x-forwarded-proto"], "https", "it came over TLS");
+        assert!(!headers.contains_key("forwarded"));
+    }
+
+    #[test]
+    fn numbers_have_all_their_digits() {
+        for number in [0, 1, u128::MAX, 0x0123_4567_89ab_cdef_0011_2233_4455_6677] {
+            assert_eq!(hexadecimal(number), format!("{number:032x}").as_bytes());
+        }
     }
 
     #[test]

@@ -2,17 +2,22 @@
 //! looks at the result.
 
 use crate::body::RequestBody;
+use crate::config::{GatewayError, Plan};
 use crate::core::Core;
 use crate::service::{Service, SideState};
+use crate::upstream::Member;
 use http::uri::PathAndQuery;
-use http::{Request, StatusCode, Uri, header};
+use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use rehome_part::Side;
+use rehome_spec::UpstreamHttp;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 const PERIOD: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(1);
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 /// Periods per measuring window; two windows count.
 const WINDOW: u64 = 30;
 
@@ -27,8 +32,10 @@ pub(crate) async fn watch(core: Arc<Core>) {
         let rounds = core.services.iter().map(|(service, _)| look(service));
         futures::future::join_all(rounds).await;
         for (service, _) in &core.services {
-            service.source.pool.sweep();
-            service.target.pool.sweep();
+            let members =
+                [&service.source, &service.target].into_iter().flat_map(|side| side.group.members());
+            members.for_each(|member| member.sweep());
+            service.budget.second();
             if count.is_multiple_of(WINDOW) {
                 service.turn();
             }
@@ -38,35 +45,98 @@ pub(crate) async fn watch(core: Arc<Core>) {
 
 async fn look(service: &Service) {
     let Some(path) = &service.plan.health else { return };
-    let sides = [Side::Source, Side::Target].map(|side| async move {
+    let members = [Side::Source, Side::Target].into_iter().flat_map(|side| {
         let state = service.side(side);
-        let healthy = tokio::time::timeout(PATIENCE, is_well(state, path)).await.unwrap_or(false);
-        if state.healthy() != Some(healthy) {
-            tracing::info!(service = service.plan.name, %side, healthy, "health");
-        }
-        state.set_healthy(healthy);
+        state.group.members().iter().map(move |member| look_at(service, side, state, member, path))
     });
-    futures::future::join_all(sides).await;
+    futures::future::join_all(members).await;
 }
 
-async fn is_well(state: &SideState, path: &PathAndQuery) -> bool {
-    let Ok((mut connection, connecting)) = state.pool.connect().await else { return false };
-    if let Some(took) = connecting {
-        state.connects.record(took);
-    }
-    let request = Request::builder()
-        .uri(Uri::from(path.clone()))
-        .header(header::HOST, &state.pool.upstream.authority)
-        .header(header::USER_AGENT, "rehome-gateway")
-        .header(header::CONNECTION, "close")
-        .body(RequestBody::Empty);
-    let Ok(request) = request else { return false };
-    match connection.sender.send_request(request).await {
-        Ok(response) => {
-            let status = response.status();
-            let drained = response.into_body().collect().await.is_ok();
-            drained && (StatusCode::OK..StatusCode::MULTIPLE_CHOICES).contains(&status)
+async fn look_at(
+    service: &Service,
+    side: Side,
+    state: &SideState,
+    member: &Arc<Member>,
+    path: &PathAndQuery,
+) {
+    let healthy = match ask(&service.plan, member, path, PATIENCE).await {
+        Ok((status, connecting)) => {
+            if let Some(took) = connecting {
+                state.connects.record(took);
+            }
+            status.is_success()
         }
         Err(_) => false,
+    };
+    if member.healthy() != Some(healthy) {
+        let upstream = &member.upstream.authority;
+        tracing::info!(service = service.plan.name, %side, upstream, healthy, "health");
     }
+    member.set_healthy(healthy);
+}
+
+/// What one address answers, and how long connecting took.
+async fn ask(
+    plan: &Plan,
+    member: &Arc<Member>,
+    path: &PathAndQuery,
+    patience: Duration,
+) -> io::Result<(StatusCode, Option<Duration>)> {
+    let asked = async {
+        // A connection of its own where that says something about the next one; HTTP/2 has one for everybody.
+        let (mut connection, connecting) = match plan.dialing.http {
+            UpstreamHttp::One => member.connect().await?,
+            UpstreamHttp::Two => member.take(false).await?,
+        };
+        let authority = &member.upstream.authority;
+        let uri = plan.upstream_uri(Some(path.clone()), Some(authority), member.upstream.secure);
+        let request = Request::builder().uri(uri).header(header::USER_AGENT, "rehome-gateway");
+        let request = match plan.dialing.http {
+            UpstreamHttp::One => request.header(header::HOST, authority).header(header::CONNECTION, "close"),
+            UpstreamHttp::Two => request,
+        };
+        let request = request.body(RequestBody::Empty).map_err(io::Error::other)?;
+        let response =
+            connection.send(request).await.map_err(|error| io::Error::other(error.into_error()))?;
+        let status = response.status();
+        response.into_body().collect().await.map_err(io::Error::other)?;
+        Ok((status, connecting))
+    };
+    tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// What one address of a service said to a request of its health path (`/` without one).
+#[derive(Debug)]
+pub struct Probed {
+    pub side: Side,
+    /// `host:port`
+    pub address: String,
+    pub path: String,
+    /// The status, or why there is none.
+    pub answer: Result<u16, String>,
+}
+
+/// Asks every address of a service as a gateway would: the same TLS, the same version of HTTP.
+///
+/// # Errors
+/// The service's settings cannot work.
+pub async fn probe(service: &rehome_spec::Service) -> Result<Vec<Probed>, GatewayError> {
+    let plan = Plan::check(service)?;
+    let path = plan.health.clone().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let sides = [(Side::Source, &plan.source), (Side::Target, &plan.target)];
+    let all = sides
+        .into_iter()
+        .flat_map(|(side, upstreams)| upstreams.iter().map(move |upstream| (side, upstream)));
+    let (plan, path) = (&plan, &path);
+    let probes = all.map(|(side, upstream)| async move {
+        let member = Member::new(upstream.clone(), plan.dialing.clone(), PROBE_PATIENCE);
+        let answer = ask(plan, &member, path, PROBE_PATIENCE).await;
+        Probed {
+            side,
+            address: upstream.authority.clone(),
+            path: path.to_string(),
+            answer: answer.map(|(status, _)| status.as_u16()).map_err(|error| error.to_string()),
+        }
+    });
+    Ok(futures::future::join_all(probes).await)
 }

@@ -2,6 +2,7 @@
 
 use crate::control::Mode;
 use crate::core::Core;
+use crate::limits::Reason;
 use crate::service::{Class, Service};
 use rehome_part::Side;
 use std::fmt::{self, Write};
@@ -39,6 +40,7 @@ fn write(page: &mut String, core: &Core) -> fmt::Result {
     }
     per_service(page, core)?;
     requests(page, core)?;
+    entrance(page, core)?;
     let dropped =
         core.services.first().and_then(|(service, _)| service.log.as_ref()).map(|log| log.dropped());
     if let Some(dropped) = dropped {
@@ -51,10 +53,31 @@ fn write(page: &mut String, core: &Core) -> fmt::Result {
     Ok(())
 }
 
+/// What no single service counts.
+fn entrance(page: &mut String, core: &Core) -> fmt::Result {
+    let Some(entrance) = core.services.first().map(|(service, _)| &service.entrance) else { return Ok(()) };
+    let name = "rehome_turned_away_total";
+    writeln!(
+        page,
+        "# HELP {name} Connections and requests turned away at the entrance.\n# TYPE {name} counter"
+    )?;
+    for reason in Reason::ALL {
+        writeln!(page, "{name}{{reason=\"{}\"}} {}", reason.name(), entrance.turned_away(reason))?;
+    }
+    let name = "rehome_certificates_read_total";
+    writeln!(page, "# HELP {name} Certificates read again while running.\n# TYPE {name} counter")?;
+    for (result, counter) in
+        [("used", &entrance.certificates_read), ("refused", &entrance.certificates_refused)]
+    {
+        writeln!(page, "{name}{{result=\"{result}\"}} {}", counter.load(Ordering::Relaxed))?;
+    }
+    Ok(())
+}
+
 type Figure = fn(&Service) -> Option<f64>;
 
 fn per_service(page: &mut String, core: &Core) -> fmt::Result {
-    let figures: [(&str, &str, &str, Figure); 9] = [
+    let figures: [(&str, &str, &str, Figure); 11] = [
         ("rehome_weight_wanted", "gauge", "Percent of reads asked to leave the owner.", |service| {
             Some(f64::from(service.weight.load(Ordering::Relaxed)))
         }),
@@ -70,6 +93,10 @@ fn per_service(page: &mut String, core: &Core) -> fmt::Result {
         ("rehome_writes_total", "counter", "Writes handed to an upstream.", |service| count(&service.writes)),
         ("rehome_writes_unknown_total", "counter", "Writes without a known outcome.", |service| {
             count(&service.writes_unknown)
+        }),
+        ("rehome_repeated_total", "counter", "Reads sent a second time.", |service| count(&service.repeated)),
+        ("rehome_not_repeated_total", "counter", "Reads not repeated: the budget was spent.", |service| {
+            count(&service.not_repeated)
         }),
         ("rehome_held_total", "counter", "Writes and sessions that waited.", |service| count(&service.held)),
         ("rehome_held_seconds_total", "counter", "Time they waited.", |service| {

@@ -23,8 +23,8 @@ pub(crate) async fn send_once_more(
     let bytes = collected.to_bytes();
     let whole = || RequestBody::Whole((!bytes.is_empty()).then(|| bytes.clone()));
     let copy = Request::from_parts(parts.clone(), whole());
-    if let Ok((mut connection, _)) = service.side(side).pool.connect().await
-        && let Ok(response) = connection.sender.send_request(copy).await
+    if let Ok((mut connection, _)) = service.side(side).group.connect(None).await
+        && let Ok(response) = connection.send(copy).await
     {
         let _answer = response.into_body().collect().await;
     }

@@ -1,5 +1,5 @@
-//! Listeners, client connections and the life of the whole gateway: start, drain, end. Speaks HTTP/1.1 and HTTP/2 (prior
-//! knowledge) on the same port. Never looks into a request; [`crate::forward`] does.
+//! The life of the whole gateway: start, reload, drain, end; and its metrics page. Client connections are
+//! [`crate::listener`]'s.
 
 use crate::access_log::AccessLog;
 use crate::asking;
@@ -8,44 +8,35 @@ use crate::clock::{BootClock, ProcessClock};
 use crate::commands;
 use crate::config::{self, Config, GatewayError, Sabotage};
 use crate::core::Core;
-use crate::forward;
-use crate::framing::Watched;
 use crate::gate::Gate;
 use crate::grant::Grant;
 use crate::health;
 use crate::hold::{self, Bounds};
+use crate::limits::Entrance;
+use crate::listener::{self, FIRST_BYTE_PATIENCE, Listener};
 use crate::metrics;
 use crate::service::{Service, Shared};
 use crate::state_file::StateFile;
+use crate::tls::Certificates;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The largest head of a request or an answer, and the buffer of one connection.
 pub(crate) const MAX_HEAD: usize = 64 << 10;
-const MAX_HEADERS: usize = 128;
-/// How long a client may take to send a head, idle time on a kept connection included.
-const HEAD_PATIENCE: Duration = Duration::from_secs(75);
-/// How long a new connection may stay without a first byte.
-const FIRST_BYTE_PATIENCE: Duration = Duration::from_secs(30);
-const STREAMS: u32 = 512;
-const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
 const METRICS_CONNECTIONS: usize = 16;
 
 /// A gateway that serves. Dropped, it ends at once; [`Running::drain`] is the polite way.
@@ -58,6 +49,8 @@ pub struct Running {
     control: PathBuf,
     core: Arc<Core>,
     log: Option<AccessLog>,
+    /// By listener that speaks TLS.
+    certificates: Vec<Arc<Certificates>>,
     life: Life,
 }
 
@@ -70,15 +63,15 @@ pub struct Drained {
 
 /// The three steps of ending, and what must end at each.
 #[derive(Debug, Clone, Default)]
-struct Life {
+pub(crate) struct Life {
     /// No new connections.
-    closing: CancellationToken,
+    pub closing: CancellationToken,
     /// Open requests are given up.
-    kill: CancellationToken,
+    pub kill: CancellationToken,
     /// Control socket, health, release: everything stops.
-    stop: CancellationToken,
-    traffic: TaskTracker,
-    machinery: TaskTracker,
+    pub stop: CancellationToken,
+    pub traffic: TaskTracker,
+    pub machinery: TaskTracker,
 }
 
 impl Life {
@@ -105,27 +98,12 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     let (clock, boot, life) = (ProcessClock::start(), BootClock::default(), Life::default());
     let log = config.access_log.as_deref().map(AccessLog::open).transpose()?;
     let gate = Arc::new(Gate::new(&grant, boot.clone(), Bounds::from(&config.hold)));
-    let shared = Shared {
-        gate: gate.clone(),
-        clock,
-        sabotage: Sabotage::parse(&config.sabotage)?,
-        log: log.clone(),
-        tasks: life.traffic.clone(),
-        kill: life.kill.clone(),
-    };
-    if shared.sabotage.any() {
-        tracing::warn!(sabotage = ?shared.sabotage, "this gateway breaks its promises on purpose");
-    }
-    let mut services = Vec::new();
-    let mut listeners = Vec::new();
-    let mut addresses = BTreeMap::new();
-    for plan in plans {
-        let (listener, address) = bind(&format!("service `{}`", plan.name), &plan.listen).await?;
-        addresses.insert(plan.name.clone(), address);
-        let service = Arc::new(Service::new(plan, shared.clone()));
-        listeners.push((listener, service.clone()));
-        services.push((service, address.to_string()));
-    }
+    let shared = shared(&config, &gate, clock, log.clone(), &life)?;
+    let running: Vec<_> =
+        plans.into_iter().map(|plan| Arc::new(Service::new(plan, shared.clone()))).collect();
+    let doors = open_doors(&config, &running).await?;
+    let (addresses, services) = where_they_are(&running, &doors);
+    let certificates: Vec<_> = doors.iter().filter_map(|door| door.certificates.clone()).collect();
     let metrics = match config.metrics {
         Some(address) => Some(bind("the metrics", &address.to_string()).await?),
         None => None,
@@ -137,6 +115,7 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     life.keep(commands::serve(control, core.clone(), config.secret.as_str().into()));
     life.keep(asking::ask_when_in_doubt(core.clone()));
     life.keep(health::watch(core.clone()));
+    life.keep(watch_certificates(certificates.clone(), config.patience.certificates));
     let intender = core.clone();
     life.keep(hold::release(gate, move || {
         let core = intender.clone();
@@ -147,10 +126,99 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
         life.keep(serve_metrics(listener, core.clone()));
     }
     let places = Arc::new(Semaphore::new(config.hold.connections.max(1) as usize));
-    for (listener, service) in listeners {
-        life.traffic.spawn(accept(listener, service, places.clone(), life.clone()));
+    for Door { socket, listener, .. } in doors {
+        life.traffic.spawn(listener::accept(socket, listener, places.clone(), life.clone()));
     }
-    Ok(Running { addresses, metrics: metrics_address, control: config.control, core, log, life })
+    Ok(Running {
+        addresses,
+        metrics: metrics_address,
+        control: config.control,
+        core,
+        log,
+        certificates,
+        life,
+    })
+}
+
+/// What all services have in common.
+fn shared(
+    config: &Config,
+    gate: &Arc<Gate>,
+    clock: ProcessClock,
+    log: Option<AccessLog>,
+    life: &Life,
+) -> Result<Shared, GatewayError> {
+    let sabotage = Sabotage::parse(&config.sabotage)?;
+    if sabotage.any() {
+        tracing::warn!(?sabotage, "this gateway breaks its promises on purpose");
+    }
+    Ok(Shared {
+        gate: gate.clone(),
+        clock,
+        sabotage,
+        log,
+        tasks: life.traffic.clone(),
+        kill: life.kill.clone(),
+        patience: config.patience,
+        entrance: Arc::<Entrance>::default(),
+    })
+}
+
+/// A listener that is bound.
+struct Door {
+    socket: TcpListener,
+    address: SocketAddr,
+    listener: Arc<Listener>,
+    /// Indices of its services.
+    members: Vec<usize>,
+    certificates: Option<Arc<Certificates>>,
+}
+
+/// Makes every listener before the first one is bound.
+async fn open_doors(config: &Config, running: &[Arc<Service>]) -> Result<Vec<Door>, GatewayError> {
+    let mut made = Vec::new();
+    for (listen, members) in listener::by_address(&config.services) {
+        let here: Vec<_> =
+            members.iter().map(|index| (config.services[*index].clone(), running[*index].clone())).collect();
+        let opened = tokio::task::spawn_blocking(move || Listener::new(&here)).await;
+        let (listener, certificates) = opened.map_err(|error| GatewayError::Config(error.to_string()))??;
+        made.push((listen, members, Arc::new(listener), certificates));
+    }
+    let mut doors = Vec::new();
+    for (listen, members, listener, certificates) in made {
+        let names: Vec<String> =
+            members.iter().map(|index| format!("`{}`", running[*index].plan.name)).collect();
+        let (socket, address) = bind(&format!("service {}", names.join(", ")), &listen).await?;
+        doors.push(Door { socket, address, listener, members, certificates });
+    }
+    Ok(doors)
+}
+
+type Places = (BTreeMap<String, SocketAddr>, Vec<(Arc<Service>, String)>);
+
+/// Each service with the address it really listens on, in the order of the file.
+fn where_they_are(running: &[Arc<Service>], doors: &[Door]) -> Places {
+    let address = |index: usize| {
+        let mut doors = doors.iter().filter(|door| door.members.contains(&index));
+        doors.next().expect("every service is behind one door").address
+    };
+    let places = running.iter().enumerate().map(|(index, service)| (service.clone(), address(index)));
+    let by_name = places.clone().map(|(service, address)| (service.plan.name.clone(), address)).collect();
+    (by_name, places.map(|(service, address)| (service, address.to_string())).collect())
+}
+
+/// Sees new certificate files without being told.
+async fn watch_certificates(all: Vec<Arc<Certificates>>, period: Duration) {
+    if all.is_empty() {
+        return;
+    }
+    loop {
+        tokio::time::sleep(period).await;
+        let all = all.clone();
+        // It fails only when the process ends.
+        let _ended =
+            tokio::task::spawn_blocking(move || all.iter().for_each(|one| one.reload_if_changed())).await;
+    }
 }
 
 async fn bind(what: &str, address: &str) -> Result<(TcpListener, SocketAddr), GatewayError> {
@@ -164,6 +232,14 @@ impl Running {
     /// The only service's address; handy where there is one.
     pub fn address(&self, service: &str) -> Option<SocketAddr> {
         self.addresses.get(service).copied()
+    }
+
+    /// Reads all certificates again. Open connections go on; new handshakes get the new ones. A pair that cannot be used is
+    /// warned of, and the one before it stays.
+    pub async fn reload(&self) {
+        let all = self.certificates.clone();
+        // It fails only when the process ends.
+        let _ended = tokio::task::spawn_blocking(move || all.iter().for_each(|one| one.reload())).await;
     }
 
     /// What [`crate::control::Request::Status`] answers.
@@ -209,168 +285,6 @@ impl Drop for Running {
         self.life.kill.cancel();
         self.life.stop.cancel();
     }
-}
-
-async fn accept(listener: TcpListener, service: Arc<Service>, places: Arc<Semaphore>, life: Life) {
-    loop {
-        let accepted = async {
-            // At the bound nobody is accepted: new clients wait in the kernel's queue.
-            let place = places.clone().acquire_owned().await.expect("this semaphore is never closed");
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            accepted = accepted => accepted,
-            () = life.closing.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let (service, life) = (service.clone(), life.clone());
-                life.traffic.clone().spawn(async move {
-                    let count = &service.gate.clone().connections;
-                    count.fetch_add(1, Ordering::Relaxed);
-                    if let Err(error) = client(stream, peer, service, &life).await {
-                        tracing::debug!(%error, %peer, "a client connection ended");
-                    }
-                    count.fetch_sub(1, Ordering::Relaxed);
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-type Trouble = Box<dyn std::error::Error + Send + Sync>;
-
-async fn client(
-    stream: TcpStream,
-    peer: SocketAddr,
-    service: Arc<Service>,
-    life: &Life,
-) -> Result<(), Trouble> {
-    stream.set_nodelay(true)?;
-    let first = tokio::time::timeout(FIRST_BYTE_PATIENCE, speaks_http2(&stream));
-    let is_http2 = tokio::select! {
-        first = first => first??,
-        () = life.closing.cancelled() => return Ok(()),
-    };
-    if is_http2 {
-        client_http2(stream, peer, service, life).await
-    } else {
-        client_http1(stream, peer, service, life).await
-    }
-}
-
-/// Looks at the first bytes without taking them: HTTP/2 with prior knowledge begins with `PRI`, which is no method.
-async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
-    const PREFACE: &[u8] = b"PRI ";
-    let mut first = [0_u8; 4];
-    loop {
-        let seen = stream.peek(&mut first).await?;
-        let seen = &first[..seen];
-        if seen.len() == PREFACE.len() || !PREFACE.starts_with(seen) {
-            return Ok(seen == PREFACE);
-        }
-        if seen.is_empty() {
-            return Ok(false);
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-async fn client_http1(
-    stream: TcpStream,
-    peer: SocketAddr,
-    service: Arc<Service>,
-    life: &Life,
-) -> Result<(), Trouble> {
-    let (stream, framing) = Watched::new(stream);
-    let handler = service_fn(move |request: Request<Incoming>| {
-        let (service, framing) = (service.clone(), framing.clone());
-        async move {
-            if framing.next_is_ambiguous() {
-                return Ok::<_, Infallible>(ambiguous());
-            }
-            let response = forward::serve(service, peer.ip(), request).await;
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                framing.stop();
-            }
-            Ok(response)
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), handler)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    tokio::select! {
-        result = connection.as_mut() => return Ok(result?),
-        () = life.closing.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    tokio::select! {
-        result = connection => Ok(result?),
-        () = life.kill.cancelled() => Ok(()),
-    }
-}
-
-async fn client_http2(
-    stream: TcpStream,
-    peer: SocketAddr,
-    service: Arc<Service>,
-    life: &Life,
-) -> Result<(), Trouble> {
-    let handler = service_fn(move |request: Request<Incoming>| {
-        let service = service.clone();
-        async move { Ok::<_, Infallible>(forward::serve(service, peer.ip(), request).await) }
-    });
-    let connection = http2::Builder::new(Streams(life.clone()))
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(MAX_HEAD as u32)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .keep_alive_interval(Duration::from_secs(30))
-        .enable_connect_protocol()
-        .serve_connection(TokioIo::new(stream), handler);
-    let mut connection = pin!(connection);
-    tokio::select! {
-        result = connection.as_mut() => return Ok(result?),
-        () = life.closing.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    tokio::select! {
-        result = connection => Ok(result?),
-        () = life.kill.cancelled() => Ok(()),
-    }
-}
-
-/// Where the streams of an HTTP/2 connection run: they end with the process like everything else.
-#[derive(Debug, Clone)]
-struct Streams(Life);
-
-impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Streams {
-    fn execute(&self, stream: F) {
-        let kill = self.0.kill.clone();
-        self.0.traffic.spawn(async move {
-            tokio::select! {
-                _ = stream => {}
-                () = kill.cancelled() => {}
-            }
-        });
-    }
-}
-
-/// RFC 9112 section 6.3: a request with two lengths is an attempt to smuggle another; the connection ends with it.
-fn ambiguous() -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::text("a request has one length\n"));
-    *response.status_mut() = StatusCode::BAD_REQUEST;
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
 }
 
 async fn serve_metrics(listener: TcpListener, core: Arc<Core>) {

@@ -8,8 +8,9 @@ use crate::control::{ServiceStatus, SideStatus};
 use crate::freshness::{CLIENTS, LastWrites};
 use crate::gate::Gate;
 use crate::histogram::Recent;
+use crate::limits::{Entrance, Patience};
 use crate::split::ClientId;
-use crate::upstream::Pool;
+use crate::upstream::{Budget, Group};
 use rehome_part::Side;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -39,38 +40,28 @@ impl Class {
 /// One side of a service.
 #[derive(Debug)]
 pub(crate) struct SideState {
-    pub pool: Pool,
+    pub group: Group,
     /// By class.
     pub requests: [AtomicU64; 3],
     pub failed: AtomicU64,
-    /// 0 unknown, 1 healthy, 2 not.
-    health: AtomicU8,
     /// From the request to the head of the answer.
     pub answers: Recent,
     pub connects: Recent,
 }
 
 impl SideState {
-    fn new(pool: Pool) -> Self {
+    fn new(group: Group) -> Self {
         Self {
-            pool,
+            group,
             requests: Default::default(),
             failed: AtomicU64::new(0),
-            health: AtomicU8::new(0),
             answers: Recent::default(),
             connects: Recent::default(),
         }
     }
 
     pub fn healthy(&self) -> Option<bool> {
-        match self.health.load(Ordering::Relaxed) {
-            0 => None,
-            state => Some(state == 1),
-        }
-    }
-
-    pub fn set_healthy(&self, healthy: bool) {
-        self.health.store(if healthy { 1 } else { 2 }, Ordering::Relaxed);
+        self.group.healthy()
     }
 
     fn status(&self) -> SideStatus {
@@ -81,6 +72,7 @@ impl SideState {
             p50_ms: self.answers.quantile_ms(0.5),
             p99_ms: self.answers.quantile_ms(0.99),
             connect_ms: self.connects.quantile_ms(0.5),
+            upstreams: self.group.members().iter().map(|member| member.status()).collect(),
         }
     }
 }
@@ -99,12 +91,19 @@ pub(crate) struct Service {
     pub tasks: TaskTracker,
     /// Cancelled when the process gives up on open requests.
     pub kill: CancellationToken,
+    pub patience: Patience,
+    pub entrance: Arc<Entrance>,
     pub source: SideState,
     pub target: SideState,
     pub weight: AtomicU8,
     /// Writes before this moment can be read on both sides; 0: unknown.
     pub through: AtomicU64,
     pub last_writes: LastWrites,
+    /// Reads that may be sent again.
+    pub budget: Budget,
+    pub repeated: AtomicU64,
+    /// Reads that were not repeated because the budget was spent.
+    pub not_repeated: AtomicU64,
     pub refused: AtomicU64,
     pub writes: AtomicU64,
     pub writes_unknown: AtomicU64,
@@ -123,12 +122,14 @@ pub(crate) struct Shared {
     pub log: Option<AccessLog>,
     pub tasks: TaskTracker,
     pub kill: CancellationToken,
+    pub patience: Patience,
+    pub entrance: Arc<Entrance>,
 }
 
 impl Service {
     pub fn new(plan: Plan, shared: Shared) -> Self {
-        let side = |upstream: &crate::config::Upstream| {
-            SideState::new(Pool::new(upstream.clone(), plan.upstream_idle))
+        let side = |upstreams: &[crate::config::Upstream]| {
+            SideState::new(Group::new(upstreams, &plan.dialing, plan.upstream_idle))
         };
         Self {
             source: side(&plan.source),
@@ -141,9 +142,14 @@ impl Service {
             log: shared.log,
             tasks: shared.tasks,
             kill: shared.kill,
+            patience: shared.patience,
+            entrance: shared.entrance,
             weight: AtomicU8::new(0),
             through: AtomicU64::new(0),
             last_writes: LastWrites::new(CLIENTS),
+            budget: Budget::default(),
+            repeated: AtomicU64::new(0),
+            not_repeated: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             writes_unknown: AtomicU64::new(0),
@@ -189,6 +195,14 @@ impl Service {
         let through = self.through.load(Ordering::Relaxed);
         let readable = |client| self.last_writes.is_readable(client, through);
         if readable(client) && (client == fallback || readable(fallback)) { owner.other() } else { owner }
+    }
+
+    /// A read broke and could be sent again: is there anything left to pay for it?
+    pub fn may_repeat(&self) -> bool {
+        let may = self.budget.spend();
+        let count = if may { &self.repeated } else { &self.not_repeated };
+        count.fetch_add(1, Ordering::Relaxed);
+        may
     }
 
     /// The owner changed or a switch was given up: the measured freshness and the weight were about the old order.

@@ -3,6 +3,7 @@
 
 mod check;
 mod load;
+mod network;
 mod problem;
 mod schema;
 mod secret;
@@ -11,6 +12,7 @@ mod template;
 mod tree;
 
 pub use load::{Loaded, MAX_FILE_BYTES};
+pub use network::Network;
 pub use problem::{Level, Problem, SpecError};
 pub use schema::schema_json;
 pub use secret::{SecretCheck, SecretError, SecretText};

@@ -116,6 +116,10 @@ impl Migration {
                 }),
             );
         }
+        for service in &self.services {
+            let keys = service.tls.iter().map(|certificate| &certificate.key);
+            found.extend(keys.map(|key| (format!("service \"{}\", tls, key", service.name), key)));
+        }
         let tokens = self.gateways.iter();
         found.extend(tokens.filter_map(|gateway| {
             Some((format!("gateway \"{}\", token", gateway.name), gateway.token.as_ref()?))

@@ -171,7 +171,9 @@ fn fit(bytes: Vec<u8>, reference: String) -> Result<SecretText, SecretError> {
     if text.trim().is_empty() {
         return unfit("is empty");
     }
-    if text.contains(char::is_control) {
+    // A private key in PEM has lines, and says so in the first.
+    let is_pem = text.starts_with("-----BEGIN ");
+    if text.contains(|c: char| c.is_control() && !(is_pem && matches!(c, '\n' | '\r'))) {
         return unfit("is more than one line, or holds control characters");
     }
     Ok(SecretText(text.to_owned()))
@@ -287,6 +289,13 @@ mod tests {
             let found = secret(&format!("file:{}", path.display())).resolve().expect("resolves");
             assert_eq!(found.expose(), wanted);
         }
+        let key = "-----BEGIN PRIVATE KEY-----\r\nMC4=\n-----END PRIVATE KEY-----";
+        std::fs::write(&path, format!("{key}\n")).unwrap();
+        assert_eq!(
+            secret(&format!("file:{}", path.display())).resolve().unwrap().expose(),
+            key,
+            "a key has lines"
+        );
         for content in ["", "\n", "two\nlines\n", "bell\u{7}", &"x".repeat(70_000)] {
             std::fs::write(&path, content).expect("write");
             let error = secret(&format!("file:{}", path.display())).resolve().expect_err("unfit");

@@ -1,5 +1,6 @@
 //! The tables and keys of `rehome.toml`. No `flatten`, no `untagged`: they ruin error messages.
 
+use crate::network::Network;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -242,6 +243,17 @@ pub struct Service {
     pub listen: String,
     pub source: String,
     pub target: String,
+    /// Further addresses of the source, equals of the first: the one with the fewest requests under way is next.
+    #[serde(default)]
+    pub source_peers: Vec<String>,
+    #[serde(default)]
+    pub target_peers: Vec<String>,
+    /// What the addresses are spoken to with; gRPC needs "2".
+    #[serde(default)]
+    pub upstream_http: UpstreamHttp,
+    /// A file with certificates (PEM) to believe beside the system's own, for addresses with https.
+    #[serde(default)]
+    pub upstream_ca: Option<PathBuf>,
     /// A path that answers 200 on a healthy side.
     #[serde(default)]
     pub health: Option<String>,
@@ -263,6 +275,48 @@ pub struct Service {
     /// How long an upstream may take to begin its answer.
     #[serde(default = "default_answer")]
     pub upstream_timeout: Span,
+    /// Certificates: with any, `listen` speaks TLS. All services of one `listen` have some, or none has.
+    #[serde(default)]
+    pub tls: Vec<Certificate>,
+    /// The hosts this service answers for, `shop.example.com` or `*.example.com`; without any, every host.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// The paths this service answers for, with all below them; without any, every path.
+    #[serde(default)]
+    pub paths: Vec<String>,
+    /// Every connection begins with a PROXY header (version 1 or 2), as load balancers send it.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+    /// Whose PROXY header and `X-Forwarded-…` lines are believed; from everybody else they are replaced.
+    #[serde(default)]
+    pub trusted_proxies: Vec<Network>,
+    /// The largest body of a request; without it there is no limit.
+    #[serde(default)]
+    pub max_body: Option<Size>,
+    /// Connections that one client address may have at once; without it only the bound of all counts.
+    #[serde(default)]
+    pub connections_per_client: Option<u32>,
+}
+
+/// A certificate with its chain, and its key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// A PEM file: the certificate first, then those that lead to the authority.
+    pub chain: PathBuf,
+    /// Its private key in PEM, without a password.
+    pub key: Secret,
+}
+
+/// The version of HTTP between the gateway and the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum UpstreamHttp {
+    #[default]
+    #[serde(rename = "1.1")]
+    One,
+    /// HTTP/2: by ALPN on https, with prior knowledge on http.
+    #[serde(rename = "2")]
+    Two,
 }
 
 /// `cookie:NAME`, `header:NAME` or `address`.
@@ -352,6 +406,7 @@ pub struct Size(pub u64);
 #[serde(transparent)]
 pub struct Secret(pub String);
 
+/// A type that is written as text and read by a function of its own.
 macro_rules! text_with_unit {
     ($type:ty, $parse:ident, $show:ident, $pattern:literal, $example:literal) => {
         impl Serialize for $type {
@@ -375,6 +430,7 @@ macro_rules! text_with_unit {
         }
     };
 }
+pub(crate) use text_with_unit;
 text_with_unit!(Span, parse_span, show_span, r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$", "2s");
 text_with_unit!(Size, parse_size, show_size, r"^[0-9]+(\.[0-9]+)?(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)$", "64MiB");
 

@@ -18,7 +18,7 @@ pub enum Kind {
     Text(String),
     Integer(i64),
     Float,
-    Bool,
+    Bool(bool),
     Date,
 }
 
@@ -76,6 +76,11 @@ impl Node {
         }
     }
 
+    /// Is `true` written under `key`?
+    pub fn is_true(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|node| matches!(node.kind, Kind::Bool(true)))
+    }
+
     /// With its article, for messages.
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
@@ -84,7 +89,7 @@ impl Node {
             Kind::Text(_) => "a string",
             Kind::Integer(_) => "an integer",
             Kind::Float => "a number with a fraction",
-            Kind::Bool => "true or false",
+            Kind::Bool(_) => "true or false",
             Kind::Date => "a date",
         }
     }
@@ -119,7 +124,7 @@ fn from_value(value: &Value, key: &Range<usize>) -> Node {
         Value::String(text) => Kind::Text(text.value().clone()),
         Value::Integer(number) => Kind::Integer(*number.value()),
         Value::Float(_) => Kind::Float,
-        Value::Boolean(_) => Kind::Bool,
+        Value::Boolean(truth) => Kind::Bool(*truth.value()),
         Value::Datetime(_) => Kind::Date,
         Value::Array(items) => Kind::List(items.iter().map(|item| from_value(item, key)).collect()),
         Value::InlineTable(inline) => return table(inline, span),

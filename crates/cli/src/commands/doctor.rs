@@ -3,12 +3,12 @@
 use super::{Context, resolve};
 use crate::daemon::gateways;
 use crate::exit::{self, CliError, Exit};
+use crate::paths;
 use crate::printer::{Printer, style};
-use crate::{paths, view};
 use clap::Args;
-use rehome_part::{Finding, Severity, Side};
+use rehome_gateway::Probed;
+use rehome_part::{Finding, Severity};
 use rehome_spec::{Migration, Secret, Service};
-use std::time::Duration;
 
 /// Check credentials, permissions, clocks and endpoints before anything moves
 ///
@@ -95,33 +95,40 @@ fn machine(context: &Context<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Each side of each service: does it accept a connection, and does its health path answer 200?
+/// Each address of each service, asked as the gateway would ask it: does it answer, and its health path with success?
 async fn services(services: &[Service]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for service in services {
-        for (side, base) in [(Side::Source, &service.source), (Side::Target, &service.target)] {
-            let url = format!("{}{}", base.trim_end_matches('/'), service.health.as_deref().unwrap_or("/"));
-            let answer = view::http_status(&url, Duration::from_secs(5)).await;
-            let id = "service-health";
-            let (severity, text, remedy) = match (&answer, service.health.is_some()) {
-                (Ok(200), _) | (Ok(_), false) => {
-                    (Severity::Info, format!("{}: {url} answers", service.name), None)
-                }
-                (Ok(code), true) => (
-                    Severity::Warning,
-                    format!("{}: {url} answers {code}, not 200", service.name),
-                    Some("mend that side, or name the right path in `health`"),
-                ),
-                (Err(error), _) => (
-                    Severity::Warning,
-                    format!("{}: {url}: {error}", service.name),
-                    Some("start the application on that side and let this machine reach it"),
-                ),
-            };
-            findings.push(Finding { side: Some(side), ..finding(id, severity, text, remedy) });
+        match rehome_gateway::probe(service).await {
+            Ok(all) => findings.extend(all.into_iter().map(|probed| service_finding(service, probed))),
+            Err(error) => findings.push(finding(
+                "service-health",
+                Severity::Blocker,
+                error.to_string(),
+                Some("no gateway can start with this"),
+            )),
         }
     }
     findings
+}
+
+fn service_finding(service: &Service, probed: Probed) -> Finding {
+    let Probed { side, address, path, answer } = probed;
+    let place = format!("{}: {address}{path}", service.name);
+    let (severity, text, remedy) = match (answer, service.health.is_some()) {
+        (Ok(200..300), _) | (Ok(_), false) => (Severity::Info, format!("{place} answers"), None),
+        (Ok(code), true) => (
+            Severity::Warning,
+            format!("{place} answers {code}, not 200"),
+            Some("mend that side, or name the right path in `health`"),
+        ),
+        (Err(error), _) => (
+            Severity::Warning,
+            format!("{place}: {error}"),
+            Some("start the application on that side and let this machine reach it"),
+        ),
+    };
+    Finding { side: Some(side), ..finding("service-health", severity, text, remedy) }
 }
 
 async fn gateways_answer(context: &Context<'_>, migration: &Migration) -> Vec<Finding> {

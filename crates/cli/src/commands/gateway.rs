@@ -15,7 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Run the gateway: the proxy that users reach the application through
 ///
 /// Reads go to both sides by weight, writes to the owner only; during a switch writes wait here for a moment. The
-/// gateway keeps serving when the engine is dead, and it ends gracefully on SIGTERM.
+/// gateway keeps serving when the engine is dead, and it ends gracefully on SIGTERM. Certificates are read again when
+/// their files change, and on SIGHUP.
 #[derive(Debug, Args)]
 pub struct GatewayArgs {
     /// Which `[[gateways]]` entry this process is, when there are several
@@ -48,6 +49,7 @@ pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliE
     config.access_log = args.access_log.clone();
     config.sabotage = args.sabotage.clone();
     let mut terminate = signal(SignalKind::terminate()).map_err(with_path(Path::new("SIGTERM")))?;
+    let mut reload = signal(SignalKind::hangup()).map_err(with_path(Path::new("SIGHUP")))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(with_path(Path::new("SIGINT")))?;
     let control = config.control.clone();
     let running = rehome_gateway::start(config)
@@ -63,10 +65,14 @@ pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliE
         context.printer.talk(&format!("{service}: listening on {address}"));
     }
     context.printer.talk(&format!("controlled by {}", control.display()));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = stdin_ended(), if args.end_with_stdin => {}
+    let mut ended = std::pin::pin!(stdin_ended());
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = reload.recv() => running.reload().await,
+            () = &mut ended, if args.end_with_stdin => break,
+        }
     }
     context.printer.talk("draining: no new connections, open requests finish");
     let drained = running.drain(Duration::from_secs(args.drain)).await;

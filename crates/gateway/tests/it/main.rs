@@ -1,11 +1,19 @@
-//! The gateway against real sockets: upstreams in process, raw TCP clients, hyper clients, and `curl` where it is installed.
+//! The gateway against real sockets: upstreams in process, raw TCP clients, hyper clients, and clients nobody here wrote.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
 
+mod abuse;
 mod control;
+mod entrance;
+mod foreign;
+mod frames;
 mod http;
 mod process;
 mod reads;
+mod smuggling;
+mod strict;
 mod support;
 mod switch;
+mod tls;
+mod upstreams;
 mod writes;

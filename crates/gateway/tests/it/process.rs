@@ -66,6 +66,14 @@ impl Process {
         Self { child, pid, address, control: control.with_timeout(Duration::from_secs(20)) }
     }
 
+    fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_nonzero())).unwrap();
+        let states =
+            threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
+        // `id (name) state …`
+        states.into_iter().all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+    }
+
     async fn done(&self, request: Control) {
         assert_eq!(self.control.call(request).await.unwrap(), Reply::Done);
     }
@@ -89,6 +97,8 @@ async fn a_gateway_stopped_past_its_lease_wakes_up_holding() {
     let (lease, armed) = (Duration::from_millis(500), std::time::Instant::now());
     gateway.done(Gateway::arm(1, lease.as_millis() as u64)).await;
     kill_process(gateway.pid, Signal::STOP).unwrap();
+    // One thread takes the signal and stops the others; on a busy machine they run on until it had its turn.
+    eventually("every thread stands still", || async { gateway.is_stopped() }).await;
     // It lies in the socket of the sleeper when that wakes up.
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"POST /late HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await.unwrap();

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use rehome_gateway::client::Client;
 use rehome_gateway::control::{Refusal, Request as Control, Response as Reply, Status};
 use rehome_gateway::{Config, Running, start};
@@ -19,13 +20,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 pub const SECRET: &str = "a secret of the tests";
 pub const TOKEN: Token = Token(7);
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Is this one of the long runs?
+pub fn long() -> bool {
+    std::env::var_os("REHOME_LONG").is_some()
+}
 
 /// Waits for a condition, not for time.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
@@ -48,6 +55,9 @@ pub struct Seen {
     pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    pub version: http::Version,
+    /// `scheme://authority`, where the request's address had one.
+    pub origin: Option<String>,
 }
 
 /// A side of a service. Paths: `/wait…` answers when [`Upstream::let_go`] allows it, `/events` streams without end,
@@ -60,6 +70,11 @@ pub struct Upstream {
 
 impl Upstream {
     pub async fn start(name: &'static str) -> Self {
+        Self::with_tls(name, None).await
+    }
+
+    /// Speaks HTTP/1.1 and HTTP/2, whichever a client begins with.
+    pub async fn with_tls(name: &'static str, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
@@ -69,11 +84,19 @@ impl Upstream {
             loop {
                 let Ok((stream, _)) = listener.accept().await else { return };
                 let shared = shared.clone();
-                let service = service_fn(move |request| answer(name, request, shared.clone()));
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .with_upgrades();
-                tokio::spawn(connection);
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| answer(name, request, shared.clone()));
+                    let server = auto::Builder::new(TokioExecutor::new());
+                    // How a connection ends is its client's concern.
+                    let _ended = match tls {
+                        None => server.serve_connection_with_upgrades(TokioIo::new(stream), service).await,
+                        Some(tls) => {
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            server.serve_connection_with_upgrades(TokioIo::new(stream), service).await
+                        }
+                    };
+                });
             }
         });
         Self { address, seen, permits }
@@ -114,10 +137,12 @@ async fn answer(
     (seen, permits): Shared,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, hyper::Error> {
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
-    let headers = request.headers().clone();
+    let (headers, version) = (request.headers().clone(), request.version());
+    let origin = request.uri().scheme_str().zip(request.uri().authority());
+    let origin = origin.map(|(scheme, authority)| format!("{scheme}://{authority}"));
     let upgrade = headers.contains_key("upgrade").then(|| hyper::upgrade::on(&mut request));
     let body = request.into_body().collect().await?.to_bytes();
-    seen.lock().unwrap().push(Seen { method, path: path.clone(), headers, body });
+    seen.lock().unwrap().push(Seen { method, path: path.clone(), headers, body, version, origin });
     if path.starts_with("/wait") {
         permits.acquire().await.unwrap().forget();
     }
@@ -171,6 +196,23 @@ where
     format!("http://{address}")
 }
 
+/// The same for so many connections; afterwards nobody listens there.
+pub async fn raw_upstream_until<F, W>(connections: usize, work: W) -> String
+where
+    W: Fn(TcpStream) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for _ in 0..connections {
+            let Ok((stream, _)) = listener.accept().await else { return };
+            tokio::spawn(work(stream));
+        }
+    });
+    format!("http://{address}")
+}
+
 /// Reads a request's head from a raw connection; empty when the peer is gone.
 pub async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
@@ -184,10 +226,13 @@ pub async fn read_head(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&head).into_owned()
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens. It stays taken: a freed port would be given to the next listener, perhaps to the gateway
+/// under test, which would then be its own upstream.
 pub async fn nowhere() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let socket = Box::leak(Box::new(socket));
+    format!("http://{}", socket.local_addr().unwrap())
 }
 
 pub fn service(source: &str, target: &str) -> Service {
@@ -196,6 +241,10 @@ pub fn service(source: &str, target: &str) -> Service {
         listen: "127.0.0.1:0".into(),
         source: source.into(),
         target: target.into(),
+        source_peers: Vec::new(),
+        target_peers: Vec::new(),
+        upstream_http: rehome_spec::UpstreamHttp::One,
+        upstream_ca: None,
         health: None,
         reads: ["GET", "HEAD", "OPTIONS"].map(String::from).to_vec(),
         uses: vec!["media".into()],
@@ -205,6 +254,13 @@ pub fn service(source: &str, target: &str) -> Service {
             .to_vec(),
         upstream_idle: Span::from_millis(4_000),
         upstream_timeout: Span::from_millis(20_000),
+        tls: vec![],
+        hosts: vec![],
+        paths: vec![],
+        proxy_protocol: false,
+        trusted_proxies: vec![],
+        max_body: None,
+        connections_per_client: None,
     }
 }
 
@@ -302,6 +358,15 @@ impl Gateway {
         eventually("so many writes wait", || async move { self.status().await.held.waiting == count }).await;
     }
 
+    /// How many were turned away for this reason; needs `config.metrics`.
+    pub async fn turned_away(&self, reason: &str) -> u64 {
+        let begin = format!("rehome_turned_away_total{{reason=\"{reason}\"}} ");
+        let page = Caller::connect(self.running.metrics.unwrap()).await.get("/metrics", &[]).await;
+        let page = String::from_utf8_lossy(&page.body).into_owned();
+        let count = page.lines().find_map(|line| line.strip_prefix(&begin));
+        count.unwrap_or_else(|| panic!("no {begin} in {page}")).parse().unwrap()
+    }
+
     pub async fn caller(&self) -> Caller {
         Caller::connect(self.address).await
     }
@@ -334,15 +399,23 @@ pub enum Caller {
 
 impl Caller {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
-        let (sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+        Self::one(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    pub async fn connect_h2(address: SocketAddr) -> Self {
+        Self::two(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    /// HTTP/1.1 on a stream of one's own.
+    pub async fn one<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection.with_upgrades());
         Self::One(sender)
     }
 
-    pub async fn connect_h2(address: SocketAddr) -> Self {
-        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+    /// HTTP/2 on a stream of one's own.
+    pub async fn two<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = handshake.await.unwrap();
         tokio::spawn(connection);
         Self::Two(sender)
@@ -408,4 +481,11 @@ pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     // A reset after the answer is as good as an end.
     let _end = within("the end of a raw connection", stream.read_to_end(&mut answer)).await;
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Kilobytes of this process in memory, clients of the test included.
+pub fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

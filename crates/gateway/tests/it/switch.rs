@@ -61,6 +61,65 @@ async fn hundreds_of_writers_wait_and_not_one_is_lost_doubled_or_misplaced() {
     assert_eq!(status.services[0].refused, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_switches_under_writes_fail_none_and_double_none() {
+    let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
+    let gateway = Gateway::start(service(&source.url(), &target.url())).await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers: Vec<_> = (0..8)
+        .map(|writer| {
+            let (stop, address) = (stop.clone(), gateway.address);
+            tokio::spawn(async move {
+                let mut caller = Caller::connect(address).await;
+                let mut acknowledged = Vec::new();
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let path = format!("/{writer}/{}", acknowledged.len());
+                    let got = caller.post(&path, &[], "x").await;
+                    assert_eq!(got.status, 200, "{path}");
+                    acknowledged.push((path, got.side().to_owned()));
+                }
+                acknowledged
+            })
+        })
+        .collect();
+    let written = || source.count("POST") + target.count("POST");
+    let mut owner = Side::Source;
+    for epoch in 1..=10 {
+        let before = written();
+        eventually("writes under this owner", || async { written() >= before + 100 }).await;
+        gateway.done(Gateway::arm(epoch, 30_000)).await;
+        let Reply::Held(held) = gateway.hold(epoch).await else { panic!("not held") };
+        assert_eq!(held.in_flight, 0);
+        let (at_source, at_target) = (source.count("POST"), target.count("POST"));
+        gateway.waiting(8).await;
+        assert_eq!(
+            (source.count("POST"), target.count("POST")),
+            (at_source, at_target),
+            "nothing passes a hold"
+        );
+        owner = owner.other();
+        gateway.settle(epoch + 1, owner).await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut acknowledged = Vec::new();
+    for writer in writers {
+        acknowledged.extend(within("a writer", writer).await.unwrap());
+    }
+    for (side, upstream) in [("source", &source), ("target", &target)] {
+        let mut there = upstream.paths("POST");
+        let mut told: Vec<String> =
+            acknowledged.iter().filter(|(_, by)| by == side).map(|(path, _)| path.clone()).collect();
+        there.sort();
+        told.sort();
+        assert_eq!(there, told, "each write once, on the side that acknowledged it: {side}");
+    }
+    let service = &gateway.status().await.services[0];
+    assert_eq!(
+        (service.refused, service.writes_unknown, service.source.failed, service.target.failed),
+        (0, 0, 0, 0)
+    );
+}
+
 #[tokio::test]
 async fn the_line_moves_in_the_order_of_arrival() {
     let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);

@@ -1,6 +1,7 @@
 //! Everything that can be said about a migration file without leaving it: syntax, structure, values, and how they fit
 //! together. It works on the tree, not on the shapes, so that one mistake does not hide the others.
 
+mod listeners;
 mod rules;
 mod structure;
 mod values;

@@ -2,7 +2,7 @@
 //! Values that are wrong by themselves were reported already and are passed over here.
 
 use super::values::{is_private, store_url};
-use super::{is_there_or_meant, listed, nearest};
+use super::{is_there_or_meant, listed, listeners, nearest};
 use crate::problem::{Raw, quote};
 use crate::tree::{Entry, Kind, Node};
 use crate::{Hold, Switch};
@@ -15,7 +15,7 @@ pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
     for list in ["objects", "services", "gateways", "workers"] {
         unique(root.list(list), "name", &format!("two {list} are called"), found);
     }
-    unique(root.list("services"), "listen", "two services listen on", found);
+    listeners::check(root.list("services"), found);
     unique(root.list("gateways"), "control", "two gateways are controlled by", found);
     switch(root, found);
     for objects in root.list("objects") {
@@ -327,12 +327,16 @@ fn reads(service: &Node, found: &mut Vec<Raw>) {
 }
 
 fn same_address(service: &Node, found: &mut Vec<Raw>) {
-    let clean = |key| service.text_of(key).map(|text| text.trim_end_matches('/'));
-    if let (Some(source), Some(target)) = (clean("source"), clean("target"))
-        && source == target
-        && let Some(value) = service.get("target")
-    {
-        let problem = Raw::error(&value.span, "`source` and `target` are the same address");
-        found.push(problem.hint("write where the service runs in the new cloud"));
+    let of = |first: &str, peers: &str| {
+        let all = service.get(first).into_iter().chain(service.list(peers));
+        all.filter_map(|node| Some((node.text()?.trim_end_matches('/'), node.span.clone())))
+            .collect::<Vec<_>>()
+    };
+    let sources = of("source", "source_peers");
+    for (address, span) in of("target", "target_peers") {
+        if sources.iter().any(|(source, _)| *source == address) {
+            let problem = Raw::error(&span, "`source` and `target` are the same address");
+            found.push(problem.hint("write where the service runs in the new cloud"));
+        }
     }
 }

@@ -45,7 +45,7 @@ impl Walk<'_> {
             }
             ("string", Kind::Text(text)) => self.text(shape, text, &node.span),
             ("integer", Kind::Integer(number)) => self.integer(shape, *number, &node.span),
-            ("boolean", Kind::Bool) => {}
+            ("boolean", Kind::Bool(_)) => {}
             (kind, _) => self.wrong_type(shape, kind, node, entry),
         }
     }
@@ -134,8 +134,11 @@ impl Walk<'_> {
             (_, Some("Secret"), _) => values::HOW_TO_REFER.to_owned(),
             ("array", _, Kind::Table(_)) => format!("write `[[{name}]]`, with two brackets, for each"),
             ("object", _, Kind::List(_)) => format!("write `[{name}]`, with one bracket: there is only one"),
+            ("array", _, Kind::Text(_)) if shape.items().is_some_and(|items| items.kind() == "object") => {
+                format!("write for example `{}`", values::example_of(None, name))
+            }
             ("array", _, Kind::Text(_)) => format!("put it in brackets: `{name} = [\"…\"]`"),
-            ("string", _, Kind::Integer(_) | Kind::Float | Kind::Bool | Kind::Date) => {
+            ("string", _, Kind::Integer(_) | Kind::Float | Kind::Bool(_) | Kind::Date) => {
                 "put it in quotes".to_owned()
             }
             (_, Some("Place"), _) => {

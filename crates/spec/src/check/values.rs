@@ -53,6 +53,14 @@ pub(super) fn example_of(shape: Option<&str>, key: &str) -> String {
         (_, "start") => "add `start = \"systemctl start NAME\"`",
         (_, "is_stopped") => "add `is_stopped = \"! systemctl is-active NAME\"`: succeeds when it is stopped",
         (_, "access_key" | "secret_key" | "token") => return format!("add `{key} = \"env:NAME\"`"),
+        (Some("Certificate"), "chain") => {
+            "add `chain = \"/etc/rehome/shop.pem\"`: the certificate and those that lead to its authority"
+        }
+        (Some("Certificate"), "key") => "add `key = \"file:/etc/rehome/shop.key\"`",
+        (_, "tls") => "tls = [{ chain = \"/etc/rehome/shop.pem\", key = \"file:/etc/rehome/shop.key\" }]",
+        (_, "hosts") => "hosts = [\"shop.example.com\", \"*.example.com\"]",
+        (_, "paths") => "paths = [\"/api/\"]",
+        (_, "trusted_proxies") => "trusted_proxies = [\"10.0.0.0/8\"]",
         (_, "name") => "add `name = \"media\"`",
         (_, "url") => "add `url = \"https://shop.example/changes\"`",
         (_, "read_steps") => "read_steps = [1, 5, 25, 50]",
@@ -78,6 +86,8 @@ pub(super) fn check(
         (Some("Size"), [.., key]) => {
             crate::shape::parse_size(text).err().map(|why| size_problem(key, text, &why, span))
         }
+        (Some("Network"), _) => network(text, span),
+        (Some("Secret"), ["services", "tls", "key"]) => key_file(text, span),
         (Some("Secret"), [.., key]) => secret_problem(key, text, span),
         (Some("ClientKey"), _) => client_key(text, span),
         (_, ["migration" | "objects" | "services" | "gateways" | "workers", "name"]) => name(text, span),
@@ -89,9 +99,16 @@ pub(super) fn check(
         (_, ["services", key @ ("source" | "target")]) => {
             service_address(key, text, "http://10.0.0.5:8000", span)
         }
+        (_, ["services", key @ ("source_peers" | "target_peers")]) => {
+            service_address(key, text, "http://10.0.0.6:8000", span)
+        }
+        (_, ["services", key @ "upstream_ca"]) => whole_path(key, text, "/etc/rehome/ca.pem", span),
         (_, ["services", "listen"]) => listen(text, span),
         (_, ["services", "health"]) => health(text, span),
         (_, ["services", "reads"]) => method(text, span),
+        (_, ["services", "tls", "chain"]) => whole_path("chain", text, "/etc/rehome/shop.pem", span),
+        (_, ["services", "hosts"]) => host(text, span),
+        (_, ["services", "paths"]) => path_prefix(text, span),
         (_, ["gateways", "control"]) => control(text, span),
         (_, ["workers", key @ ("stop" | "start" | "is_stopped")]) => not_empty(key, text, span),
         (_, ["migration", "source" | "target", key @ "cloud"]) => not_empty(key, text, span),
@@ -370,6 +387,72 @@ fn control(text: &str, span: &Range<usize>) -> Option<Raw> {
         return Some(Raw::error(span, text).hint("write for example \"/run/rehome/gateway.sock\""));
     }
     None
+}
+
+fn network(text: &str, span: &Range<usize>) -> Option<Raw> {
+    let why = crate::network::parse_network(text).err()?;
+    let (what, advice) = why.split_once(": write ").unwrap_or((&why, "it like \"10.0.0.0/8\""));
+    Some(Raw::error(span, format!("`trusted_proxies`: {}", quote(what))).hint(format!("write {advice}")))
+}
+
+/// A path from the root: the gateway may be started in any folder.
+fn whole_path(key: &str, text: &str, example: &str, span: &Range<usize>) -> Option<Raw> {
+    let why = match text {
+        "" => format!("`{key}` is empty"),
+        text if !text.starts_with('/') => format!("`{key}`: \"{}\" is not a whole path", quote(text)),
+        text if text.contains('\0') => format!("`{key}` holds a zero byte, which no path can"),
+        _ => return None,
+    };
+    Some(
+        Raw::error(span, why)
+            .hint(format!("the gateway may be started in any folder: write for example \"{example}\"")),
+    )
+}
+
+fn key_file(text: &str, span: &Range<usize>) -> Option<Raw> {
+    let file = text.strip_prefix("file:").filter(|path| !path.is_empty() && !path.starts_with('~'));
+    secret_problem("key", text, span).or_else(|| whole_path("key", file?, "file:/etc/rehome/shop.key", span))
+}
+
+fn host(text: &str, span: &Range<usize>) -> Option<Raw> {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let labels = name.strip_suffix('.').unwrap_or(name).split('.');
+    let (mut labels, long) =
+        (labels.map(|label| (1..=63).contains(&label.len()) && label.chars().all(good)), name.len() > 253);
+    if labels.all(|is_good| is_good) && !long {
+        return None;
+    }
+    let problem = Raw::error(span, format!("`hosts`: \"{}\" is not the name of a host", quote(text)));
+    Some(match (text.contains("://") || text.contains(['/', ':']), text.is_ascii()) {
+        (true, _) => {
+            problem.hint("write the name alone, without scheme, port and path: \"shop.example.com\"")
+        }
+        (_, false) => problem.hint("write it as browsers send it, beginning with `xn--`"),
+        _ => problem.hint("write \"shop.example.com\", or \"*.example.com\" for every name one step below"),
+    })
+}
+
+fn path_prefix(text: &str, span: &Range<usize>) -> Option<Raw> {
+    let surplus = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '?' | '#' | '%' | '\\' | '*');
+    let is_dots = |segment: &str| matches!(segment, "." | "..");
+    let why = if !text.starts_with('/') {
+        "does not begin with `/`"
+    } else if let Some(bad) = text.chars().find(|c| surplus(*c)) {
+        match bad {
+            '*' => "has a `*`; whatever is below a path belongs to it anyway",
+            '%' => "has a `%`; paths are compared after `%20` and its like were decoded",
+            _ => "is not a plain path",
+        }
+    } else if text.contains("//") || text.split('/').any(is_dots) {
+        "has empty or dotted steps, which no request can match"
+    } else {
+        return None;
+    };
+    Some(
+        Raw::error(span, format!("`paths`: \"{}\" {why}", quote(text)))
+            .hint("write for example \"/api/\": it stands for `/api` and everything below"),
+    )
 }
 
 /// Is this the address of a machine on a network of one's own?

@@ -31,6 +31,14 @@ fn plus(more: &str) -> String {
     format!("{GOOD}{more}\n")
 }
 
+/// [`GOOD`] with lines for its service, and a second service with others on the same port.
+fn shared(first: &str, second: &str) -> String {
+    let service = format!(
+        "[[services]]\nname = \"b\"\nlisten = \"0.0.0.0:8080\"\nsource = \"http://a\"\ntarget = \"http://b\"\n{second}\n"
+    );
+    with("uses =", &format!("{first}\nuses =")) + &service
+}
+
 fn said(text: &str) -> String {
     Migration::parse(text, "rehome.toml").expect_err("the file is wrong").render(false)
 }
@@ -125,6 +133,22 @@ wrong! {
     bad_method: with("uses =", "reads = [\"get\"]\nuses =");
     relative_socket: plus("[[gateways]]\nname = \"g\"\ncontrol = \"gateway.sock\"");
 
+    // listeners
+    certificate_in_no_folder: with("uses =", "tls = [{ chain = \"shop.pem\", key = \"file:shop.key\" }, { chain = \"\", key = \"-----BEGIN PRIVATE KEY-----\" }]\nuses =");
+    certificate_without_key: with("uses =", "tls = [{ chain = \"/etc/shop.pem\" }]\nuses =");
+    certificate_as_a_text: with("uses =", "tls = \"/etc/shop.pem\"\nuses =");
+    hosts_that_are_none: with("uses =", "hosts = [\"https://shop.example\", \"*.*.example\", \"shop..example\", \"bücher.example\", \"\"]\nuses =");
+    paths_that_are_none: with("uses =", "paths = [\"api\", \"/api/*\", \"/a%20b\", \"/a//b\", \"/a/../b\", \"/a?b\"]\nuses =");
+    networks_that_are_none: with("uses =", "trusted_proxies = [\"lb.example.com\", \"10.0.0.1/8\", \"10.0.0.0/40\"]\nuses =");
+    proxy_protocol_without_trust: with("uses =", "proxy_protocol = true\nuses =");
+    no_connection_at_all: with("uses =", "connections_per_client = 0\nuses =");
+    size_of_a_body_without_unit: with("uses =", "max_body = 1000\nuses =");
+    tls_for_one_of_two: shared("", "paths = [\"/b\"]\ntls = [{ chain = \"/etc/b.pem\", key = \"env:B\" }]");
+    proxy_protocol_for_one_of_two: shared("trusted_proxies = [\"10.0.0.0/8\"]\nproxy_protocol = true", "paths = [\"/b\"]\nconnections_per_client = 3");
+    the_same_host_twice: shared("hosts = [\"Shop.example.\", \"a.example\"]", "hosts = [\"b.example\", \"shop.example\"]");
+    the_same_path_twice: shared("paths = [\"/api\"]", "paths = [\"/x\", \"/api/\"]");
+    the_same_host_and_path_twice: shared("hosts = [\"*.a.example\"]\npaths = [\"/api\"]", "hosts = [\"*.a.example\"]\npaths = [\"/api\"]");
+
     // several at once, in the order of the file
     several_at_once: with("name = \"shop\"", "nmae = \"shop\"").replace("\"env:D\"", "\"hunter2\"").replace("0.0.0.0:8080", "8080").replace("[\"media\"]", "[\"meda\"]");
     tabs_and_wide_characters: "[migration]\nname = \"a\"\n\tsource = { cloud = \"杭州\", regoin = \"x\" }\ntarget = { cloud = \"y\" }\n";
@@ -135,6 +159,30 @@ fn warnings_do_not_stop_the_file() {
     let text = with("uses =", "reads = [\"GET\", \"POST\"]\nuses =")
         .replace("url = \"oss://media\"", "url = \"oss://media\", endpoint = \"http://oss.example.com\"")
         .replace("[[services]]", "[objects.fence]\nby = \"none\"\n\n[[services]]");
+    let loaded = Migration::parse_with_warnings(&text, "rehome.toml").expect("usable");
+    insta::assert_snapshot!(loaded.render_warnings(false));
+}
+
+#[test]
+fn services_share_a_port_when_something_tells_them_apart() {
+    for (first, second) in [
+        ("hosts = [\"a.example\"]", "hosts = [\"b.example\"]"),
+        ("hosts = [\"a.example\"]", ""),
+        ("hosts = [\"a.example\"]", "hosts = [\"*.example\"]"),
+        ("", "paths = [\"/api/\"]"),
+        ("paths = [\"/api/v2\"]", "paths = [\"/api\"]"),
+        ("hosts = [\"a.example\"]\npaths = [\"/api\"]", "hosts = [\"b.example\"]\npaths = [\"/api\"]"),
+        ("proxy_protocol = false\ntrusted_proxies = []", "paths = [\"/b\"]"),
+    ] {
+        let loaded = Migration::parse_with_warnings(&shared(first, second), "rehome.toml");
+        let loaded = loaded.unwrap_or_else(|error| panic!("{first} | {second}: {}", error.render(false)));
+        assert_eq!(loaded.warnings, [], "{first} | {second}");
+    }
+}
+
+#[test]
+fn trusting_everybody_is_worth_a_word() {
+    let text = with("uses =", "trusted_proxies = [\"::/0\"]\nuses =");
     let loaded = Migration::parse_with_warnings(&text, "rehome.toml").expect("usable");
     insta::assert_snapshot!(loaded.render_warnings(false));
 }

@@ -90,6 +90,23 @@ max_staleness = "0s"
 clients = ["cookie:session", "header:x-user", "address"]
 upstream_idle = "4s"
 upstream_timeout = "1m"
+tls = [{ chain = "/etc/shop.pem", key = "file:/etc/shop.key" }, { chain = "/etc/other.pem", key = "env:KEY" }]
+hosts = ["shop.example.com", "*.Example.com."]
+paths = ["/api/", "/v2"]
+proxy_protocol = true
+trusted_proxies = ["10.0.0.0/8", "192.168.1.4", "fd00::/8"]
+max_body = "1.5MiB"
+connections_per_client = 9
+
+[[services]]
+name = "pages"
+listen = "[::1]:8080"
+source = "http://10.0.0.5:8000"
+target = "http://10.8.0.5:8000"
+tls = [{ chain = "/etc/pages.pem", key = "cmd:pass show pages" }]
+proxy_protocol = true
+trusted_proxies = ["fd00::/8", "10.0.0.0/8", "192.168.1.4"]
+connections_per_client = 9
 
 [[gateways]]
 name = "edge-1"
@@ -130,6 +147,10 @@ fn every_key_is_read_however_it_is_written() {
     assert_eq!(migration.switch.in_flight_deadline, Span::from_millis(500));
     assert_eq!(migration.switch.hold.bytes, Size(1536));
     assert_eq!(migration.objects[0].source.path_style, Some(true));
+    assert_eq!(migration.services[0].tls[0].chain, Path::new("/etc/shop.pem"));
+    assert_eq!(migration.services[0].max_body, Some(Size(3 << 19)));
+    assert_eq!(migration.services[1].connections_per_client, Some(9));
+    assert!(migration.services[1].trusted_proxies[0].contains("fd12::1".parse().expect("an address")));
     assert_eq!(migration.gateway_token("edge-1"), Some(&Secret("env:EDGE".into())));
     assert_eq!(migration.gateway_token("edge-2"), None);
     let secrets: Vec<String> =
