@@ -407,6 +407,22 @@ async fn stalling(to: SocketAddr, first: usize) -> (SocketAddr, Arc<Notify>, Arc
     (address, stalled, go_on)
 }
 
+/// Files of content, also of writes that are not committed.
+fn pieces(cloud: &std::path::Path) -> usize {
+    let shards = std::fs::read_dir(cloud.join("content")).into_iter().flatten().flatten();
+    shards.map(|shard| std::fs::read_dir(shard.path()).into_iter().flatten().count()).sum()
+}
+
+/// The server has let a write in: sent bytes alone may still lie in its socket, and a fence would refuse them unread.
+async fn being_received(cloud: &std::path::Path, before: usize) {
+    let begun = async {
+        while pieces(cloud) <= before {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), begun).await.expect("the write is received");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_began_before_the_fence_does_not_end_after_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -416,6 +432,7 @@ async fn a_write_that_began_before_the_fence_does_not_end_after_it() {
     let part = [("partNumber", "1"), ("uploadId", &id)];
     for (key, query) in [("slow", &[][..]), ("upload", &part[..])] {
         let (address, stalled, go_on) = stalling(cloud.running.address, 1 << 20).await;
+        let before = pieces(folder.path());
         let slow = S3::new(address, "shop", crate::common::keys("app"));
         let (query, content): (Vec<_>, _) =
             (query.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect(), body.clone());
@@ -424,6 +441,7 @@ async fn a_write_that_began_before_the_fence_does_not_end_after_it() {
             slow.request(Method::PUT, Some(key), &query, &HeaderMap::new(), content).await
         });
         stalled.notified().await;
+        being_received(folder.path(), before).await;
         set_policy(&cloud.migration, Some(fence())).await;
         let (_, head) = feed(cloud.running.events_address, "head=true", TOKEN).await;
         go_on.notify_one();
