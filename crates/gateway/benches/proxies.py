@@ -157,7 +157,7 @@ def measure(port, process, path):
         raise SystemExit(f"{path} on {port}: {bad.group(0)}")
     requests = int(re.search(r"(\d+) requests in", ran).group(1))
     rate = float(re.search(r"Requests/sec:\s+([\d.]+)", ran).group(1))
-    p99 = seconds(re.search(r"99%\s+(\S+)", ran).group(1))
+    p99 = seconds(re.search(r"(?m)^\s+99%\s+(\S+)", ran).group(1))
     return rate, p99 * 1e3, used / requests * 1e6
 
 
