@@ -9,8 +9,8 @@ results=docs/results/$(date +%F).md
 rehome=$PWD/target/release/rehome
 [ "${1:-}" = --again ] && rm -rf "$marks"
 mkdir -p "$marks" "$(dirname "$results")"
-[ -e "$results" ] || printf '# Long proofs, %s\n\nMade by `./test long` on %s cores, %s.\n' \
-  "$(date +%F)" "$(nproc)" "$(uname -sr)" > "$results"
+[ -e "$results" ] || printf '# Long proofs, %s\n\nMade by `./test long` on %s cores.\n' \
+  "$(date +%F)" "$(nproc)" > "$results"
 
 say() { printf '\n== %s\n' "$*" >&2; }
 
