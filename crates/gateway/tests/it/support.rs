@@ -186,14 +186,7 @@ where
     W: Fn(TcpStream) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(work(stream));
-        }
-    });
-    format!("http://{address}")
+    raw_upstream_until(usize::MAX, work).await
 }
 
 /// The same for so many connections; afterwards nobody listens there.

@@ -91,10 +91,16 @@ pub fn watch(
             }
             Victim::Gateway => {
                 let began_nanos = monotonic_nanos();
-                if let Err(error) = gateway.kill_and_restart().await {
+                let killed = gateway.kill().await;
+                let outage = Outage { began_nanos, gone_nanos: monotonic_nanos() };
+                let again = match killed {
+                    Ok(()) => gateway.launch().await,
+                    failed => failed,
+                };
+                if let Err(error) = again {
                     tracing::error!("{}", error.text);
                 }
-                return Some(Outage { began_nanos, gone_nanos: gateway.gone_nanos() });
+                return Some(outage);
             }
             Victim::EngineStopped => {
                 signal(engine, Signal::STOP);

@@ -1,11 +1,9 @@
 //! The gateway of the demo: `rehome gateway` as a process of its own, started again when it was killed.
 
 use crate::exit::{CliError, with_path};
-use rehome_testkit::monotonic_nanos;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 
@@ -16,7 +14,6 @@ pub struct GatewayProcess {
     sabotage: Vec<String>,
     keep: bool,
     child: Mutex<Option<Child>>,
-    gone_nanos: AtomicU64,
 }
 
 const READY: Duration = Duration::from_secs(30);
@@ -31,14 +28,7 @@ impl GatewayProcess {
         // The others are the engine's or the parts'.
         let its_own = |name: &&String| name.starts_with("release-");
         let sabotage = sabotage.iter().filter(its_own).cloned().collect();
-        let gateway = Self {
-            home,
-            migration_file,
-            sabotage,
-            keep,
-            child: Mutex::new(None),
-            gone_nanos: AtomicU64::new(0),
-        };
+        let gateway = Self { home, migration_file, sabotage, keep, child: Mutex::new(None) };
         gateway.launch().await?;
         Ok(gateway)
     }
@@ -99,19 +89,13 @@ impl GatewayProcess {
         self.lock().as_ref().and_then(Child::id)
     }
 
-    /// When [`Self::kill_and_restart`] had seen the old process gone.
-    pub fn gone_nanos(&self) -> u64 {
-        self.gone_nanos.load(Ordering::SeqCst)
-    }
-
-    /// SIGKILL, then a new one, as a service manager would do it.
-    pub async fn kill_and_restart(&self) -> Result<(), CliError> {
+    /// SIGKILL; the process is gone when this returns. A service manager would start a new one then.
+    pub async fn kill(&self) -> Result<(), CliError> {
         let child = self.lock().take();
         if let Some(mut child) = child {
             child.kill().await.map_err(with_path(&self.home))?;
         }
-        self.gone_nanos.store(monotonic_nanos(), Ordering::SeqCst);
-        self.launch().await
+        Ok(())
     }
 
     /// SIGTERM, and its own graceful end.
