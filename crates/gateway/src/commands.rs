@@ -6,6 +6,7 @@ use crate::control::{Moment, Refusal, Request, Response};
 use crate::conversation::converse;
 use crate::core::Core;
 use crate::grant::Refused;
+use crate::remote::{self, Door};
 use crate::service::Service;
 use crate::state_file::make_private_folder;
 use rehome_part::Token;
@@ -73,6 +74,35 @@ pub(crate) async fn serve(listener: UnixListener, core: Arc<Core>, secret: Arc<s
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the control socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Serves callers from other machines for the life of the gateway.
+pub(crate) async fn serve_remote(door: Door, core: Arc<Core>, secret: Arc<str>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut callers = tokio::task::JoinSet::new();
+    loop {
+        let place = places.clone().acquire_owned().await.expect("this semaphore is never closed");
+        while callers.try_join_next().is_some() {}
+        match door.accept().await {
+            Ok(stream) => {
+                let (core, secret, acceptor) = (core.clone(), secret.clone(), door.acceptor());
+                callers.spawn(async move {
+                    let done = async {
+                        let stream = remote::shake_hands(acceptor, stream).await?;
+                        converse(stream, &secret, |request| handle(&core, request)).await
+                    };
+                    if let Err(error) = done.await {
+                        tracing::debug!(%error, "a remote control connection ended");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept callers from other machines");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

@@ -5,13 +5,13 @@ use crate::limits::Patience;
 use crate::upstream::Dialing;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery};
-use rehome_spec::{Hold, Service, UpstreamHttp};
+use rehome_spec::{Hold, Remote, Service, UpstreamHttp};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ pub struct Config {
     pub control: PathBuf,
     /// Shown by whoever speaks on the control socket.
     pub secret: String,
+    /// The same control over TLS, for an engine on another machine.
+    pub remote: Option<Remote>,
     pub services: Vec<Service>,
     /// Bounds of what may wait while writes are held.
     pub hold: Hold,
@@ -53,6 +55,7 @@ impl Config {
             state_dir: state_dir.into(),
             control: control.into(),
             secret: secret.into(),
+            remote: None,
             services,
             hold: Hold::default(),
             access_log: None,
@@ -70,6 +73,7 @@ impl fmt::Debug for Config {
             .field("state_dir", &self.state_dir)
             .field("control", &self.control)
             .field("secret", &"(not shown)")
+            .field("remote", &self.remote.as_ref().map(|remote| &remote.address))
             .field("services", &self.services)
             .field("hold", &self.hold)
             .field("access_log", &self.access_log)
@@ -250,23 +254,7 @@ fn dialing(service: &Service, wanted: bool) -> Result<Dialing, GatewayError> {
         return Ok(Dialing { http, tls: None });
     }
     let wrong = |text: String| GatewayError::Config(format!("service `{}`: {text}", service.name));
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(native.certs);
-    if let Some(path) = &service.upstream_ca {
-        let shown = path.display();
-        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let certificates = read.map_err(|error| wrong(format!("upstream_ca {shown}: {error}")))?;
-        let (added, _) = roots.add_parsable_certificates(certificates);
-        if added == 0 {
-            return Err(wrong(format!("upstream_ca {shown} holds no certificate that can be used")));
-        }
-    }
-    if roots.is_empty() {
-        let text = "an address begins with https, and this system trusts nobody: install its CA certificates, or name \
-                    `upstream_ca`";
-        return Err(wrong(text.into()));
-    }
+    let roots = trusted(service.upstream_ca.as_deref(), "upstream_ca").map_err(wrong)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -278,6 +266,28 @@ fn dialing(service: &Service, wanted: bool) -> Result<Dialing, GatewayError> {
         UpstreamHttp::Two => vec![b"h2".to_vec()],
     };
     Ok(Dialing { http, tls: Some(Arc::new(tls)) })
+}
+
+/// Whom the system believes, and whoever the file `ca` names. `key` is what the file is called where it was asked for.
+pub(crate) fn trusted(ca: Option<&Path>, key: &str) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(native.certs);
+    if let Some(path) = ca {
+        let shown = path.display();
+        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let certificates = read.map_err(|error| format!("{key} {shown}: {error}"))?;
+        let (added, _) = roots.add_parsable_certificates(certificates);
+        if added == 0 {
+            return Err(format!("{key} {shown} holds no certificate that can be used"));
+        }
+    }
+    if roots.is_empty() {
+        return Err(format!(
+            "TLS is wanted and this system trusts nobody: install its CA certificates, or name `{key}`"
+        ));
+    }
+    Ok(roots)
 }
 
 /// Checks all of the configuration that can be checked without touching anything.

@@ -66,7 +66,12 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> io::Result<()> {
     let mut line = serde_json::to_vec(response)?;
     line.push(b'\n');
-    timed(SEND, connection.get_mut().write_all(&line)).await
+    let stream = connection.get_mut();
+    timed(SEND, async {
+        stream.write_all(&line).await?;
+        stream.flush().await
+    })
+    .await
 }
 
 /// The caller's name, shortened.

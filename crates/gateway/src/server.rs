@@ -15,6 +15,7 @@ use crate::hold::{self, Bounds};
 use crate::limits::Entrance;
 use crate::listener::{self, FIRST_BYTE_PATIENCE, Listener};
 use crate::metrics;
+use crate::remote;
 use crate::service::{Service, Shared};
 use crate::state_file::StateFile;
 use crate::tls::Certificates;
@@ -46,6 +47,8 @@ pub struct Running {
     pub addresses: BTreeMap<String, SocketAddr>,
     /// Where the metrics are.
     pub metrics: Option<SocketAddr>,
+    /// Where an engine on another machine is listened to.
+    pub remote: Option<SocketAddr>,
     control: PathBuf,
     core: Arc<Core>,
     log: Option<AccessLog>,
@@ -103,7 +106,12 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
         plans.into_iter().map(|plan| Arc::new(Service::new(plan, shared.clone()))).collect();
     let doors = open_doors(&config, &running).await?;
     let (addresses, services) = where_they_are(&running, &doors);
-    let certificates: Vec<_> = doors.iter().filter_map(|door| door.certificates.clone()).collect();
+    let remote = match &config.remote {
+        Some(remote) => Some(remote::Door::open(remote, shared.entrance.clone()).await?),
+        None => None,
+    };
+    let mut certificates: Vec<_> = doors.iter().filter_map(|door| door.certificates.clone()).collect();
+    certificates.extend(remote.as_ref().map(|door| door.certificates.clone()));
     let metrics = match config.metrics {
         Some(address) => Some(bind("the metrics", &address.to_string()).await?),
         None => None,
@@ -113,6 +121,10 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     let core = Arc::new(Core::new(config.name.clone(), clock, boot, gate.clone(), services, file, grant));
 
     life.keep(commands::serve(control, core.clone(), config.secret.as_str().into()));
+    let remote_address = remote.as_ref().map(|door| door.address);
+    if let Some(door) = remote {
+        life.keep(commands::serve_remote(door, core.clone(), config.secret.as_str().into()));
+    }
     life.keep(asking::ask_when_in_doubt(core.clone()));
     life.keep(health::watch(core.clone()));
     life.keep(watch_certificates(certificates.clone(), config.patience.certificates));
@@ -132,6 +144,7 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     Ok(Running {
         addresses,
         metrics: metrics_address,
+        remote: remote_address,
         control: config.control,
         core,
         log,

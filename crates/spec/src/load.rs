@@ -116,10 +116,6 @@ impl Migration {
                 }),
             );
         }
-        for service in &self.services {
-            let keys = service.tls.iter().map(|certificate| &certificate.key);
-            found.extend(keys.map(|key| (format!("service \"{}\", tls, key", service.name), key)));
-        }
         let tokens = self.gateways.iter();
         found.extend(tokens.filter_map(|gateway| {
             Some((format!("gateway \"{}\", token", gateway.name), gateway.token.as_ref()?))
@@ -134,7 +130,7 @@ impl Migration {
             return self.gateways.clone();
         }
         let control = home.join("gateways").join(&self.migration.name).join("gateway.sock");
-        vec![Gateway { name: "gateway".into(), control, token: None }]
+        vec![Gateway { name: "gateway".into(), control, token: None, remote: None }]
     }
 
     /// The secret that a gateway and its engine show each other; `None` when the file names none, or no such gateway.

@@ -334,6 +334,25 @@ pub struct Gateway {
     /// The secret both ends show.
     #[serde(default)]
     pub token: Option<Secret>,
+    /// For a gateway on another machine than the engine: the same control over TLS. Needs `token`.
+    #[serde(default)]
+    pub remote: Option<Remote>,
+}
+
+/// How the engine reaches a gateway on another machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Remote {
+    /// Where the engine finds it, `host:port`.
+    pub address: String,
+    /// Where the gateway listens, when that is not `address`.
+    #[serde(default)]
+    pub listen: Option<String>,
+    /// The gateway's certificate, good for the host of `address`; read on its own machine only.
+    pub tls: Certificate,
+    /// A file with certificates (PEM) that the engine believes beside the system's own.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
 }
 
 /// A background worker that writes; stopped at the fence, started on the new owner after the switch.

@@ -58,13 +58,18 @@ pub async fn run(context: &Context<'_>, args: &GatewayArgs) -> Result<Exit, CliE
     if let Some(path) = &args.ready {
         paths::write_private(
             path,
-            serde_json::json!({ "services": running.addresses }).to_string().as_bytes(),
+            serde_json::json!({ "services": running.addresses, "remote": running.remote })
+                .to_string()
+                .as_bytes(),
         )?;
     }
     for (service, address) in &running.addresses {
         context.printer.talk(&format!("{service}: listening on {address}"));
     }
     context.printer.talk(&format!("controlled by {}", control.display()));
+    if let Some(remote) = &running.remote {
+        context.printer.talk(&format!("and by whoever shows the token on {remote}"));
+    }
     let mut ended = std::pin::pin!(stdin_ended());
     loop {
         tokio::select! {
@@ -111,7 +116,7 @@ fn config(home: &Path, migration: &Migration, name: Option<&str>) -> Result<Conf
     let (name, control, services) =
         (gateway.name.clone(), gateway.control.clone(), migration.services.clone());
     let config = Config::new(name, state, control, secret(gateway)?, services);
-    Ok(Config { hold: migration.switch.hold.clone(), ..config })
+    Ok(Config { hold: migration.switch.hold.clone(), remote: gateway.remote.clone(), ..config })
 }
 
 /// The shared secret of a gateway: its `token`, or a file beside its socket that the first one to come writes.

@@ -6,7 +6,8 @@ use crate::exit::CliError;
 use async_trait::async_trait;
 use futures::future::join_all;
 use rehome_engine::ports::{GatewayStatus, Gateways, HoldProof, Moments, ServiceStatus, SideStatus};
-use rehome_gateway::client::Client;
+use rehome_gateway::RemoteGateway;
+use rehome_gateway::client::{Client, Place};
 use rehome_gateway::control::{self, Mode, Moment, Refusal, Request, Response, SessionRule, Status};
 use rehome_part::{Epoch, Error, ErrorKind, Result, Retry, Side, Token};
 use rehome_spec::{Gateway, Sessions};
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 #[derive(Debug)]
 pub struct ControlledGateways {
-    clients: Vec<(String, Client)>,
+    lines: Vec<Line>,
     run: String,
     /// The sockets a gateway asks for the decision: the engine's, then the guard's.
     ask: Vec<PathBuf>,
@@ -26,10 +27,36 @@ pub struct ControlledGateways {
     uses: BTreeMap<String, Vec<String>>,
 }
 
+/// The way to one gateway.
+#[derive(Debug)]
+struct Line {
+    name: String,
+    client: Client,
+    /// On another machine: it cannot ask at our sockets, so it holds until the engine or the guard tells it the decision.
+    is_remote: bool,
+}
+
+impl Line {
+    async fn call(&self, request: Request) -> Result<Response> {
+        match self.client.call(request).await {
+            Ok(Response::Refused { why, text }) => Err(refused(&self.name, why, &text)),
+            Ok(response) => Ok(response),
+            Err(error) => Err(unreachable(&self.name, &error.to_string())),
+        }
+    }
+}
+
+fn place(gateway: &Gateway) -> std::result::Result<Place, CliError> {
+    let Some(remote) = &gateway.remote else { return Ok(gateway.control.clone().into()) };
+    RemoteGateway::new(&remote.address, remote.ca.as_deref())
+        .map(Place::Remote)
+        .map_err(|error| CliError::failed(error.to_string()))
+}
+
 /// One gateway's status, for `doctor`.
 pub async fn status(gateway: &Gateway) -> std::result::Result<Status, String> {
     let secret = secret(gateway).map_err(|error| error.text)?;
-    let client = Client::new(&gateway.control, secret, crate::audit::actor());
+    let client = Client::new(place(gateway).map_err(|error| error.text)?, secret, crate::audit::actor());
     match client.call(Request::Status).await {
         Ok(Response::Status(status)) => Ok(*status),
         Ok(other) => Err(format!("it answered {other:?}")),
@@ -47,10 +74,11 @@ impl ControlledGateways {
         uses: BTreeMap<String, Vec<String>>,
     ) -> std::result::Result<Self, CliError> {
         let who = format!("engine of {run}, pid {}", std::process::id());
-        let clients = gateways
+        let lines = gateways
             .iter()
             .map(|gateway| {
-                Ok((gateway.name.clone(), Client::new(&gateway.control, secret(gateway)?, who.as_str())))
+                let client = Client::new(place(gateway)?, secret(gateway)?, who.as_str());
+                Ok(Line { name: gateway.name.clone(), client, is_remote: gateway.remote.is_some() })
             })
             .collect::<std::result::Result<_, CliError>>()?;
         let sessions = match sessions {
@@ -58,19 +86,17 @@ impl ControlledGateways {
             Sessions::Close => SessionRule::Close,
             Sessions::Refuse => SessionRule::Refuse,
         };
-        Ok(Self { clients, run: run.to_owned(), ask, ask_secret, sessions, uses })
+        Ok(Self { lines, run: run.to_owned(), ask, ask_secret, sessions, uses })
     }
 
     /// The same request to every gateway; the first failure is the answer.
     async fn all(&self, request: &Request) -> Result<Vec<Response>> {
-        let calls = self.clients.iter().map(|(name, client)| async move {
-            match client.call(request.clone()).await {
-                Ok(Response::Refused { why, text }) => Err(refused(name, why, &text)),
-                Ok(response) => Ok(response),
-                Err(error) => Err(unreachable(name, &error.to_string())),
-            }
-        });
-        join_all(calls).await.into_iter().collect()
+        self.each(|_| request.clone()).await
+    }
+
+    /// A request to every gateway, made for it; the first failure is the answer.
+    async fn each(&self, request: impl Fn(&Line) -> Request) -> Result<Vec<Response>> {
+        join_all(self.lines.iter().map(|line| line.call(request(line)))).await.into_iter().collect()
     }
 
     async fn done(&self, request: Request) -> Result<()> {
@@ -198,25 +224,22 @@ impl Gateways for ControlledGateways {
     }
 
     async fn freshness(&self, service: &str, through: Option<Moments>, token: Token) -> Result<()> {
-        let calls = self.clients.iter().map(|(name, client)| {
-            let known = through.iter().flat_map(|moments| &moments.0).find(|(gateway, ..)| gateway == name);
+        let request = |line: &Line| {
+            let known =
+                through.iter().flat_map(|moments| &moments.0).find(|(gateway, ..)| *gateway == line.name);
             let through = known.map(|(_, process, micros)| Moment { process: *process, micros: *micros });
-            let request = Request::Freshness { service: service.to_owned(), through, token };
-            async move {
-                match client.call(request).await {
-                    Ok(Response::Refused { why, text }) => Err(refused(name, why, &text)),
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(unreachable(name, &error.to_string())),
-                }
-            }
-        });
-        join_all(calls).await.into_iter().collect()
+            Request::Freshness { service: service.to_owned(), through, token }
+        };
+        self.each(request).await.map(drop)
     }
 
     async fn arm(&self, epoch: Epoch, lease: Duration, token: Token) -> Result<()> {
         let lease_ms = lease.as_millis() as u64;
-        let (ask, ask_secret) = (self.ask.clone(), self.ask_secret.clone());
-        self.done(Request::Arm { epoch, lease_ms, ask, ask_secret, token }).await
+        let request = |line: &Line| {
+            let ask = if line.is_remote { Vec::new() } else { self.ask.clone() };
+            Request::Arm { epoch, lease_ms, ask, ask_secret: self.ask_secret.clone(), token }
+        };
+        self.each(request).await.map(drop)
     }
 
     async fn hold(&self, epoch: Epoch, in_flight: Duration, token: Token) -> Result<HoldProof> {

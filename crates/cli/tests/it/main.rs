@@ -7,6 +7,7 @@ mod crash;
 mod demo;
 mod documents;
 mod foreign;
+mod gateways;
 mod harness;
 mod keep;
 mod sabotage;

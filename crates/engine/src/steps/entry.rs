@@ -71,10 +71,10 @@ fn yes_no(yes: bool) -> Observed {
     if yes { Observed::Applied } else { Observed::NotApplied }
 }
 
-/// Releases every gateway to the decided owner. The share of reads on the other side ends with the old epoch.
+/// Releases every gateway to the decided owner; each ends its share of reads on the other side with the old epoch. One that does
+/// not answer keeps no other waiting.
 async fn settle(context: &Context) -> Result<()> {
     let (epoch, owner) = context.decided;
-    context.world.gateways.weight(None, 0, context.token).await?;
     context.world.gateways.settle(epoch, owner, context.token).await
 }
 
@@ -140,9 +140,8 @@ impl Step for SettleGateways {
         context.window(MESSAGE)
     }
 
-    /// The share of reads, then the release.
     fn trips(&self) -> Trips {
-        Trips { entry: 2, ..Trips::default() }
+        Trips { entry: 1, ..Trips::default() }
     }
 
     /// Every gateway answered that it has released what waited.

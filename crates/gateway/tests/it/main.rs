@@ -10,6 +10,7 @@ mod frames;
 mod http;
 mod process;
 mod reads;
+mod remote;
 mod smuggling;
 mod strict;
 mod support;

@@ -17,6 +17,9 @@ pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
     }
     listeners::check(root.list("services"), found);
     unique(root.list("gateways"), "control", "two gateways are controlled by", found);
+    for gateway in root.list("gateways") {
+        remote(gateway, found);
+    }
     switch(root, found);
     for objects in root.list("objects") {
         stores(root, objects, found);
@@ -50,6 +53,16 @@ fn unique(items: &[Node], key: &str, what: &str, found: &mut Vec<Raw>) {
             let problem = Raw::error(&value.span, format!("{what} \"{}\"", quote(text)));
             found.push(problem.hint(format!("give this one a `{key}` of its own")));
         }
+    }
+}
+
+/// From afar everybody can try: only the secret says who may.
+fn remote(gateway: &Node, found: &mut Vec<Raw>) {
+    let Some(remote) = gateway.entry("remote") else { return };
+    if gateway.get("token").is_none() {
+        let text = "a gateway that is reached from afar needs a `token`";
+        let problem = Raw::error(&remote.key_span, text);
+        found.push(problem.hint("add `token = \"env:GATEWAY_TOKEN\"`, the same secret on both machines"));
     }
 }
 

@@ -48,6 +48,9 @@ pub(super) fn example_of(shape: Option<&str>, key: &str) -> String {
         (Some("Service"), "source") => "add `source = \"http://10.0.0.5:8000\"`: where it runs today",
         (Some("Service"), "target") => "add `target = \"http://10.8.0.5:8000\"`: where it will run",
         (_, "listen") => "add `listen = \"0.0.0.0:8080\"`: where the gateway takes requests",
+        (_, "remote") => {
+            "remote = { address = \"10.0.0.6:7443\", tls = { chain = \"/etc/rehome/edge.pem\", key = \"file:/etc/rehome/edge.key\" } }"
+        }
         (_, "control") => "add `control = \"/run/rehome/gateway.sock\"`",
         (_, "stop") => "add `stop = \"systemctl stop NAME\"`",
         (_, "start") => "add `start = \"systemctl start NAME\"`",
@@ -87,7 +90,9 @@ pub(super) fn check(
             crate::shape::parse_size(text).err().map(|why| size_problem(key, text, &why, span))
         }
         (Some("Network"), _) => network(text, span),
-        (Some("Secret"), ["services", "tls", "key"]) => key_file(text, span),
+        (Some("Secret"), ["services", "tls", "key"] | ["gateways", "remote", "tls", "key"]) => {
+            key_file(text, span)
+        }
         (Some("Secret"), [.., key]) => secret_problem(key, text, span),
         (Some("ClientKey"), _) => client_key(text, span),
         (_, ["migration" | "objects" | "services" | "gateways" | "workers", "name"]) => name(text, span),
@@ -106,7 +111,11 @@ pub(super) fn check(
         (_, ["services", "listen"]) => listen(text, span),
         (_, ["services", "health"]) => health(text, span),
         (_, ["services", "reads"]) => method(text, span),
-        (_, ["services", "tls", "chain"]) => whole_path("chain", text, "/etc/rehome/shop.pem", span),
+        (_, ["services", "tls", "chain"] | ["gateways", "remote", "tls", "chain"]) => {
+            whole_path("chain", text, "/etc/rehome/shop.pem", span)
+        }
+        (_, ["gateways", "remote", "ca"]) => whole_path("ca", text, "/etc/rehome/ca.pem", span),
+        (_, ["gateways", "remote", key @ ("address" | "listen")]) => host_and_port(key, text, span),
         (_, ["services", "hosts"]) => host(text, span),
         (_, ["services", "paths"]) => path_prefix(text, span),
         (_, ["gateways", "control"]) => control(text, span),
@@ -387,6 +396,26 @@ fn control(text: &str, span: &Range<usize>) -> Option<Raw> {
         return Some(Raw::error(span, text).hint("write for example \"/run/rehome/gateway.sock\""));
     }
     None
+}
+
+/// Another machine is named by itself: an address that only listens reaches nobody.
+fn host_and_port(key: &str, text: &str, span: &Range<usize>) -> Option<Raw> {
+    let example = "write it like \"10.0.0.6:7443\" or \"edge-1.example.com:7443\"";
+    let Some((host, port)) = text.rsplit_once(':') else {
+        let why = format!("`{key}`: \"{}\" has no port", quote(text));
+        return Some(Raw::error(span, why).hint(example));
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+    if host.is_empty() || !host.chars().all(good) || port.parse::<u16>().is_err() {
+        let why = format!("`{key}`: \"{}\" is no host with a port", quote(text));
+        return Some(Raw::error(span, why).hint(example));
+    }
+    let nowhere = host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_unspecified());
+    (key == "address" && (nowhere || port == "0")).then(|| {
+        let why = format!("`{key}`: \"{}\" is no place to go to", quote(text));
+        Raw::error(span, why).hint("name the gateway's own address here, and where it listens in `listen`")
+    })
 }
 
 fn network(text: &str, span: &Range<usize>) -> Option<Raw> {

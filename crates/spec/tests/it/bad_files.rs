@@ -131,6 +131,8 @@ wrong! {
     bad_names: with("name = \"shop\"", "name = \"my shop/../x\"");
     bad_client_key: with("uses =", "clients = [\"session\"]\nuses =");
     bad_method: with("uses =", "reads = [\"get\"]\nuses =");
+    remote_without_token: plus("[[gateways]]\nname = \"g\"\ncontrol = \"/g.sock\"\nremote = { address = \"10.0.0.6:7443\", tls = { chain = \"/c.pem\", key = \"file:/c.key\" } }");
+    remote_nowhere: plus("[[gateways]]\nname = \"g\"\ncontrol = \"/g.sock\"\ntoken = \"env:T\"\nremote = { address = \"0.0.0.0:7443\", listen = \"edge\", tls = { chain = \"c.pem\", key = \"file:/c.key\" } }");
     relative_socket: plus("[[gateways]]\nname = \"g\"\ncontrol = \"gateway.sock\"");
 
     // listeners

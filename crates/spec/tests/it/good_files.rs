@@ -113,6 +113,12 @@ name = "edge-1"
 control = "/run/rehome/edge-1.sock"
 token = "env:EDGE"
 
+[[gateways]]
+name = "edge-2"
+control = "/run/rehome/edge-2.sock"
+token = "env:EDGE"
+remote = { address = "10.8.0.6:7443", listen = "0.0.0.0:7443", tls = { chain = "/etc/edge.pem", key = "file:/etc/edge.key" }, ca = "/etc/ca.pem" }
+
 [[workers]]
 name = "w"
 stop = "a"
@@ -152,7 +158,9 @@ fn every_key_is_read_however_it_is_written() {
     assert_eq!(migration.services[1].connections_per_client, Some(9));
     assert!(migration.services[1].trusted_proxies[0].contains("fd12::1".parse().expect("an address")));
     assert_eq!(migration.gateway_token("edge-1"), Some(&Secret("env:EDGE".into())));
-    assert_eq!(migration.gateway_token("edge-2"), None);
+    assert_eq!(migration.gateway_token("edge-3"), None);
+    let remote = migration.gateways[1].remote.as_ref().expect("it is on another machine");
+    assert_eq!((remote.address.as_str(), remote.listen.as_deref()), ("10.8.0.6:7443", Some("0.0.0.0:7443")));
     let secrets: Vec<String> =
         migration.secrets().into_iter().map(|(place, secret)| format!("{place}: {}", secret.0)).collect();
     insta::assert_snapshot!(secrets.join("\n"));
