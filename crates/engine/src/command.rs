@@ -6,8 +6,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 /// Gates that a person may answer for. The others guard what nobody can know better than the run.
-pub const ACCEPTABLE: [&str; 6] =
-    ["hold-capacity", "lag", "no-bypass", "predicted-pause", "target-health", "way-back"];
+pub const ACCEPTABLE: [&str; 9] = [
+    "hold-capacity",
+    "lag",
+    "no-bypass",
+    "predicted-pause",
+    "read-latency",
+    "reads",
+    "shadow",
+    "target-health",
+    "way-back",
+];
 
 /// A command, in the words of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -121,6 +121,11 @@ impl Core {
         &self.setup.settings
     }
 
+    /// Did a person say yes to this gate by name?
+    pub fn is_accepted(&self, gate: &str) -> bool {
+        self.state.accepted.contains(gate) || self.settings().accepted_gates.iter().any(|name| name == gate)
+    }
+
     pub fn token(&self) -> Token {
         self.actor.token
     }

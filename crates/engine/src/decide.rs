@@ -15,6 +15,16 @@ pub(crate) enum Reads {
     Done,
 }
 
+/// How far the comparison of reads is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shadowing {
+    /// Not begun by this engine.
+    Open,
+    Watching,
+    /// Its time is over: judge it.
+    Due,
+}
+
 /// What the dispatcher knows besides the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Situation {
@@ -24,6 +34,7 @@ pub(crate) struct Situation {
     pub verifying: bool,
     pub verify_due: bool,
     pub verify_asked: bool,
+    pub shadowing: Shadowing,
     pub reads: Reads,
     /// A person asked to switch (or to switch back); true: rehearse only.
     pub switch_asked: Option<bool>,
@@ -46,11 +57,17 @@ pub(crate) enum Decision {
     Follow,
     Verify,
     BecomeReady,
-    PassShadow,
+    BeginShadow,
+    /// `early`: somebody waits for the switch; what is not met yet is no failure.
+    JudgeShadow {
+        early: bool,
+    },
     ShiftReads(u8),
     JudgeReads,
     PassCanary,
-    TrySwitch { rehearse: bool },
+    TrySwitch {
+        rehearse: bool,
+    },
     Wait,
 }
 
@@ -89,7 +106,7 @@ fn decide_before_switch(state: &State, now: &Situation) -> Decision {
     if state.verified {
         match state.stage {
             Stage::Streaming => return Decision::BecomeReady,
-            Stage::Verified => return Decision::PassShadow,
+            Stage::Verified => return decide_shadow(now),
             _ => {}
         }
     }
@@ -106,6 +123,17 @@ fn decide_before_switch(state: &State, now: &Situation) -> Decision {
         Reads::Watching => Decision::Wait,
         Reads::Due => Decision::JudgeReads,
         Reads::Done => Decision::PassCanary,
+    }
+}
+
+fn decide_shadow(now: &Situation) -> Decision {
+    match now.shadowing {
+        Shadowing::Open => Decision::BeginShadow,
+        Shadowing::Due => Decision::JudgeShadow { early: false },
+        Shadowing::Watching if now.switch_asked.is_some() && now.attempt_due => {
+            Decision::JudgeShadow { early: true }
+        }
+        Shadowing::Watching => Decision::Wait,
     }
 }
 
@@ -134,6 +162,7 @@ mod tests {
         verifying: false,
         verify_due: true,
         verify_asked: false,
+        shadowing: Shadowing::Open,
         reads: Reads::Next(1),
         switch_asked: None,
         attempt_due: true,
@@ -151,6 +180,12 @@ mod tests {
         assert_eq!(decide(&at(Stage::Streaming, Goal::Following, false), &CALM), Decision::Wait);
         assert_eq!(decide(&at(Stage::Streaming, Goal::Ready, false), &CALM), Decision::Verify);
         assert_eq!(decide(&at(Stage::Streaming, Goal::Ready, true), &CALM), Decision::BecomeReady);
+        assert_eq!(decide(&at(Stage::Verified, Goal::Ready, true), &CALM), Decision::BeginShadow);
+        let watching = Situation { shadowing: Shadowing::Watching, ..CALM };
+        assert_eq!(decide(&at(Stage::Verified, Goal::Switched, true), &watching), Decision::Wait);
+        let asked = Situation { switch_asked: Some(false), ..watching };
+        let early = Decision::JudgeShadow { early: true };
+        assert_eq!(decide(&at(Stage::Verified, Goal::Ready, true), &asked), early);
         assert_eq!(decide(&at(Stage::Shadow, Goal::Ready, true), &CALM), Decision::Wait);
         assert_eq!(decide(&at(Stage::Shadow, Goal::Switched, true), &CALM), Decision::ShiftReads(1));
         let watched = Situation { reads: Reads::Done, ..CALM };

@@ -3,15 +3,16 @@
 
 use crate::command::{ACCEPTABLE, Command, CommandError, CommandMessage, CommandOutcome};
 use crate::core::{Beginning, Core, blocking, now_of};
-use crate::decide::{Decision, Reads, Situation, decide};
+use crate::decide::{Decision, Reads, Shadowing, Situation, decide};
 use crate::error::{EngineError, RunEnd};
 use crate::keeper::Renewer;
 use crate::settings::{Setup, World};
 use crate::switch::{self, SwitchEnd};
 use crate::units::{Report, Units};
-use crate::{ending, gates, preparation, reads, reconcile, recovery};
+use crate::{ending, gates, preparation, reads, reconcile, recovery, shadow, soak};
 use rehome_journal::{
-    Actor, Event, Goal, Journal, NewRun, Options, PartInfo, Phase, Register, Stage, State, Verdict,
+    Actor, Event, GateRecord, Goal, Journal, NewRun, Options, PartInfo, Phase, Register, Stage, State,
+    Verdict,
 };
 use rehome_part::{Error as PartError, Side, Token, Verification};
 use std::collections::{BTreeMap, VecDeque};
@@ -49,8 +50,12 @@ pub struct Engine {
     copy_again: BTreeMap<String, (Instant, Duration)>,
     verify_again: Instant,
     verify_failures: u32,
+    /// While reads are compared: until when, at least.
+    shadowed_until: Option<Instant>,
     watch: Option<reads::Watch>,
     reads_done: usize,
+    /// After the switch.
+    soak: Option<soak::Watch>,
     attempt_again: Instant,
     aborted: u32,
     sampled: Sampled,
@@ -122,7 +127,9 @@ impl Engine {
             copy_again: BTreeMap::new(),
             verify_again: now,
             verify_failures: 0,
+            shadowed_until: None,
             watch: None,
+            soak: None,
             reads_done: 0,
             attempt_again: now,
             aborted: 0,
@@ -221,7 +228,13 @@ impl Engine {
             Some(_) => Reads::Due,
             None => steps.get(self.reads_done).map_or(Reads::Done, |percent| Reads::Next(*percent)),
         };
+        let shadowing = match self.shadowed_until {
+            None => Shadowing::Open,
+            Some(until) if now < until => Shadowing::Watching,
+            Some(_) => Shadowing::Due,
+        };
         Situation {
+            shadowing,
             copy_startable: core.state.parts.iter().any(startable),
             units_run: core.units.follows_anything()
                 || core.state.parts.iter().any(|part| core.units.is_copying(part)),
@@ -274,10 +287,12 @@ impl Engine {
                 Ok(())
             }
             Decision::BecomeReady => core.record_one(Event::Verified).await,
-            Decision::PassShadow => {
-                let note = "no shadow traffic is configured; nothing was compared".into();
-                core.record_one(Event::ShadowPassed { compared: 0, note }).await
+            Decision::BeginShadow => {
+                let watched = shadow::begin(core).await?;
+                self.shadowed_until = watched.then(|| Instant::now() + core.settings().shadow_time);
+                Ok(())
             }
+            Decision::JudgeShadow { early } => self.judge_shadow(early).await,
             Decision::ShiftReads(percent) => {
                 self.watch = Some(reads::shift(core, percent, None).await?);
                 Ok(())
@@ -416,11 +431,37 @@ impl Engine {
 
     // ── reads ──
 
+    async fn judge_shadow(&mut self, early: bool) -> Result<(), EngineError> {
+        let gate = shadow::judge(&mut self.core, early).await?;
+        if gate.is_met() {
+            self.shadowed_until = None;
+            return Ok(());
+        }
+        self.attempt_again = Instant::now() + GATE_EVERY;
+        if !early {
+            self.shadowed_until = Some(Instant::now() + self.core.settings().shadow_time.max(GATE_EVERY));
+        }
+        self.refuse_switch_in_time(vec![gate]).await
+    }
+
+    /// Whoever asked for a switch is told what is not met when its patience is over.
+    async fn refuse_switch_in_time(&mut self, unmet: Vec<GateRecord>) -> Result<(), EngineError> {
+        let Some(asked) = self.asked_switch.take_if(|asked| Instant::now() >= asked.until) else {
+            return Ok(());
+        };
+        let names: Vec<&str> = unmet.iter().map(|gate| gate.name.as_str()).collect();
+        let text = format!("the switch that was asked for is not made: {} not met", names.join(", "));
+        if asked.reply.send(Err(CommandError::GateNotMet { gates: unmet })).is_ok() {
+            return Ok(());
+        }
+        self.remark_once("switch", &text, Some("see rehome status".into())).await
+    }
+
     async fn judge_reads(&mut self) -> Result<(), EngineError> {
         let Some(watch) = self.watch.clone() else { return Ok(()) };
         let judgement = reads::judge(&mut self.core, &watch).await?;
         let last = self.reads_done + 1 >= self.core.settings().read_steps.len();
-        match judgement.gate.verdict {
+        match judgement.verdict() {
             Verdict::Fail => {
                 self.watch = None;
                 self.reads_done = 0;
@@ -428,15 +469,16 @@ impl Engine {
                 self.core.record_one(Event::GoalSet { goal: Goal::Ready }).await?;
                 let hint = "see what fails there, then: rehome apply --until switched".to_owned();
                 let text = format!(
-                    "reads on the other side fail: {}; they are back on the owner",
-                    judgement.gate.value
+                    "reads on the other side do worse: {}; they are back on the owner",
+                    judgement.why()
                 );
                 self.remark_once("reads", &text, Some(hint)).await
             }
             // At the last share somebody has to have read there, if anybody reads at all.
-            Verdict::NoData if judgement.anybody_reads && last => {
+            Verdict::NoData if judgement.anybody_reads && (last || !judgement.nobody_there) => {
                 self.watch = Some(watch.again());
-                self.remark_once("reads", "nobody read on the other side yet; waiting for that", None).await
+                let text = "reads on the other side are too few to judge; waiting for more";
+                self.remark_once("reads", text, None).await
             }
             _ => {
                 self.watch = None;
@@ -461,14 +503,12 @@ impl Engine {
                 self.take_verification(Ok(found)).await?;
             }
             self.attempt_again = Instant::now() + GATE_EVERY;
-            if self.asked_switch.as_ref().is_some_and(|asked| Instant::now() >= asked.until)
-                && let Some(asked) = self.asked_switch.take()
-            {
-                let _ = asked.reply.send(Err(CommandError::GateNotMet { gates: unmet }));
-            }
-            return Ok(());
+            return self.refuse_switch_in_time(unmet).await;
         }
         self.core.units.stop_verify().await;
+        if self.core.state.owner == Side::Source && !look.baseline.is_empty() {
+            self.core.record_one(Event::BaselineTaken { services: look.baseline.clone() }).await?;
+        }
         let interrupt = self.core.stop.child_token();
         let core = &mut self.core;
         let queue = &mut self.queue;
@@ -497,6 +537,8 @@ impl Engine {
     async fn after_switch(&mut self, end: SwitchEnd) -> Result<(), EngineError> {
         self.attempt_again = Instant::now() + GATE_EVERY;
         self.watch = None;
+        self.shadowed_until = None;
+        self.soak = None;
         self.sampled.sweep = Instant::now() + self.core.settings().sweep_every;
         let asked = self.asked_switch.take();
         let by_goal = asked.is_none();
@@ -663,6 +705,38 @@ impl Engine {
         if now >= self.sampled.sweep && stage == Stage::Reversing {
             reconcile::sweep(&mut self.core).await?;
             self.sampled.sweep = Instant::now() + self.core.settings().sweep_every;
+        }
+        if stage == Stage::Reversing && self.core.state.owner == Side::Target && !self.core.state.paused {
+            self.watch_new_owner().await?;
+        }
+        Ok(())
+    }
+
+    /// Says when the new owner does worse than the old one did; goes back once if that was asked for.
+    async fn watch_new_owner(&mut self) -> Result<(), EngineError> {
+        let settings = self.core.settings();
+        let watch = self.soak.get_or_insert_with(|| soak::Watch::begin(settings));
+        if Instant::now() < watch.until {
+            return Ok(());
+        }
+        let soak::Found::Worse { windows, text } = soak::look(&mut self.core, watch).await? else {
+            return Ok(());
+        };
+        // Going back lowers the goal, so it happens once, also when the engine is another by then.
+        let goes_back = self.core.settings().reverse_when_worse && self.core.state.goal >= Goal::Switched;
+        let hint = if goes_back {
+            "going back if that lasts"
+        } else {
+            "see what is slow or fails there, or: rehome reverse"
+        };
+        self.remark_once("soak", &format!("the new owner does worse: {text}"), Some(hint.into())).await?;
+        if goes_back && windows >= soak::LASTING && self.asked_switch.is_none() {
+            let text = "going back by itself, once, if the gates of the way back are met";
+            self.remark_once("soak", text, None).await?;
+            self.core.record_one(Event::GoalSet { goal: Goal::Following }).await?;
+            let (reply, _) = oneshot::channel(); // nobody waits: the journal says what came of it
+            let until = Instant::now() + self.core.settings().gate_patience;
+            self.asked_switch = Some(AskedSwitch { rehearse: false, until, reply });
         }
         Ok(())
     }

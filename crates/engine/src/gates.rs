@@ -6,9 +6,10 @@ use crate::error::EngineError;
 use crate::ports::GatewayStatus;
 use crate::recent::{self, Recent};
 use crate::settings::{SessionRule, Settings};
+use crate::soak;
 use crate::steps::{Trips, each_part};
 use crate::switch::{WINDOW_APPENDS, is_closed, trips};
-use rehome_journal::{Event, GateRecord, Prediction, State, Verdict};
+use rehome_journal::{Baseline, Event, GateRecord, Prediction, State, Verdict};
 use rehome_part::{
     Error as PartError, Fence, Flow, FollowState, Follows, Part, Position, Side, Verification, Writers,
 };
@@ -57,6 +58,8 @@ pub(crate) struct Look {
     pub positions: BTreeMap<String, Position>,
     /// What the last comparison found.
     pub differences: Option<Verification>,
+    /// How the present owner does.
+    pub baseline: Vec<Baseline>,
 }
 
 impl Look {
@@ -301,7 +304,8 @@ fn judge(seen: &Seen, settings: &Settings, state: &State) -> Look {
         Recent::Different(found) => (BTreeMap::new(), Some(found.clone())),
         _ => (BTreeMap::new(), None),
     };
-    Look { gates: judge.gates, prediction, positions, differences }
+    let baseline = seen.gateways.as_ref().map(|all| soak::baseline(all, state.owner)).unwrap_or_default();
+    Look { gates: judge.gates, prediction, positions, differences, baseline }
 }
 
 fn judge_recent(judge: &mut Judge<'_>, recent: &Recent) {
@@ -443,8 +447,7 @@ fn judge_gateways(judge: &mut Judge<'_>, seen: &Seen, prediction: &Prediction) {
     }
     judge.yes("target-health", healthy, text, "healthy");
 
-    let sessions: u64 =
-        gateways.iter().flat_map(|gateway| &gateway.services).map(|service| service.sessions).sum();
+    let sessions: u64 = gateways.iter().map(|gateway| gateway.sessions).sum();
     match judge.settings.sessions {
         SessionRule::Refuse => judge.at_most("sessions", Some(sessions as f64), 0.0, "open"),
         rule => {
@@ -470,17 +473,12 @@ mod tests {
         let side = SideStatus { healthy: Some(true), ..SideStatus::default() };
         ServiceStatus {
             name: "api".into(),
-            uses: vec!["media".into()],
-            weight_wanted: 0,
-            weight_actual: 0,
             lag_ms: Some(10),
             source: side.clone(),
             target: side,
-            refused: 0,
             writes_total: 1_000,
-            writes_unknown: 0,
             write_p999_ms: Some(40.0),
-            sessions: 2,
+            ..ServiceStatus::default()
         }
     }
 
@@ -498,6 +496,7 @@ mod tests {
             holding: false,
             armed: false,
             intent: None,
+            sessions: 2,
             services: vec![service()],
         };
         Seen {

@@ -1,6 +1,7 @@
 //! What the engine needs from outside besides parts: gateways, workers, a clock. The CLI's daemon implements them.
 
 use async_trait::async_trait;
+pub use rehome_part::traffic::{ServiceStatus, ShadowStatus, SideStatus};
 use rehome_part::{Epoch, Error, Result, Side, Token};
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
@@ -19,6 +20,8 @@ pub trait Gateways: Debug + Send + Sync {
     async fn status(&self) -> Result<Vec<GatewayStatus>>;
     /// Sets the share of reads of every service (or one) that goes to the side which is not the owner.
     async fn weight(&self, service: Option<&str>, percent: u8, token: Token) -> Result<()>;
+    /// Begins (anew) or ends the comparison of reads with the side that is not the owner, of every service.
+    async fn shadow(&self, on: bool, token: Token) -> Result<()>;
     /// Every gateway's clock, now.
     async fn moment(&self) -> Result<Moments>;
     /// All writes acknowledged before `through` are applied on the other side (`None`: unknown), for services that use only
@@ -54,33 +57,9 @@ pub struct GatewayStatus {
     pub holding: bool,
     pub armed: bool,
     pub intent: Option<Epoch>,
-    pub services: Vec<ServiceStatus>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ServiceStatus {
-    pub name: String,
-    /// Names of the parts it shows.
-    pub uses: Vec<String>,
-    pub weight_wanted: u8,
-    pub weight_actual: u8,
-    pub lag_ms: Option<u64>,
-    pub source: SideStatus,
-    pub target: SideStatus,
-    pub refused: u64,
-    pub writes_total: u64,
-    pub writes_unknown: u64,
-    pub write_p999_ms: Option<f64>,
+    /// Upgraded and streaming connections of all its services.
     pub sessions: u64,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SideStatus {
-    pub healthy: Option<bool>,
-    pub requests: u64,
-    pub failed: u64,
-    pub p50_ms: Option<f64>,
-    pub p99_ms: Option<f64>,
+    pub services: Vec<ServiceStatus>,
 }
 
 /// The background workers of the application, as one.

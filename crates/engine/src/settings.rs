@@ -24,6 +24,12 @@ pub struct Settings {
     /// Shares of reads sent to the target one after the other, in percent.
     pub read_steps: Vec<u8>,
     pub read_step_time: Duration,
+    /// How long reads are compared before the first share.
+    pub shadow_time: Duration,
+    /// How much longer reads may take on the other side, at their median and their 99th percentile.
+    pub max_added_latency: Duration,
+    /// Go back once by itself when the new owner does worse than the old one; otherwise it is only said.
+    pub reverse_when_worse: bool,
     pub soak: Duration,
     pub sessions: SessionRule,
     /// Requests that may wait at the gateways at once.
@@ -53,6 +59,8 @@ pub struct Settings {
     pub sample_every: Duration,
     pub reconcile_every: Duration,
     pub sweep_every: Duration,
+    /// A window of the soak: how the new owner does in it is compared with how the old one did.
+    pub soak_every: Duration,
 }
 
 impl Default for Settings {
@@ -64,6 +72,9 @@ impl Default for Settings {
             in_flight_deadline: seconds(2),
             read_steps: vec![1, 5, 25, 50],
             read_step_time: seconds(60),
+            shadow_time: seconds(60),
+            max_added_latency: millis(250),
+            reverse_when_worse: false,
             soak: seconds(24 * 3_600),
             sessions: SessionRule::Wait,
             hold_requests: 4_096,
@@ -83,6 +94,7 @@ impl Default for Settings {
             sample_every: seconds(1),
             reconcile_every: seconds(3),
             sweep_every: seconds(30),
+            soak_every: seconds(30),
         }
     }
 }

@@ -209,7 +209,7 @@ impl Body for ResponseBody {
 
 impl Passing {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some((incoming, _)) = &mut self.open else { return Poll::Ready(None) };
+        let Some((incoming, exchange)) = &mut self.open else { return Poll::Ready(None) };
         if let Some(end) = &mut self.end
             && end.as_mut().poll(cx).is_ready()
         {
@@ -219,6 +219,11 @@ impl Passing {
             return Poll::Ready(Some(Err(BodyError::Closed)));
         }
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        if let (Some(tap), Some(Ok(frame))) = (&mut exchange.tap, &frame)
+            && let Some(piece) = frame.data_ref()
+        {
+            tap.piece(piece);
+        }
         match &frame {
             Some(Ok(_)) if !incoming.is_end_stream() => {}
             Some(Err(_)) => {

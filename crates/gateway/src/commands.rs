@@ -117,8 +117,15 @@ pub(crate) async fn handle(core: &Core, request: Request) -> Response {
         Request::Leave { run, token } => core.change(|grant| grant.leave(&run, token)).await,
         Request::Weight { service, percent, token } => weight(core, &service, percent, token).await,
         Request::Freshness { service, through, token } => freshness(core, &service, through, token).await,
+        Request::Shadow { service, on, token } => shadow(core, &service, on, token).await,
         Request::Arm { epoch, lease_ms, ask, ask_secret, token } => {
-            core.change(|grant| grant.arm(epoch, core.lease(lease_ms), &ask, &ask_secret, token)).await
+            let armed = core.change(|grant| grant.arm(epoch, core.lease(lease_ms), &ask, &ask_secret, token));
+            let armed = armed.await;
+            if armed.is_ok() {
+                core.services.iter().for_each(|(service, _)| service.shadow.set(false));
+                core.warm.notify_one();
+            }
+            armed
         }
         Request::Hold { epoch, in_flight_ms, sessions, token } => {
             let patience = Duration::from_millis(in_flight_ms).min(MAX_IN_FLIGHT);
@@ -159,6 +166,16 @@ async fn weight(core: &Core, name: &str, percent: u8, token: Token) -> Result<()
     core.change(|grant| {
         let next = grant.effect(token)?;
         service.weight.store(percent, Ordering::Relaxed);
+        Ok(next)
+    })
+    .await
+}
+
+async fn shadow(core: &Core, name: &str, on: bool, token: Token) -> Result<(), Refused> {
+    let service = service(core, name)?;
+    core.change(|grant| {
+        let next = grant.effect(token)?;
+        service.shadow.set(on);
         Ok(next)
     })
     .await

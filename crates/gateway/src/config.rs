@@ -191,6 +191,7 @@ pub(crate) struct Plan {
     pub upstream_timeout: Duration,
     /// In bytes.
     pub max_body: Option<u64>,
+    pub shadow: rehome_spec::Shadow,
 }
 
 impl Plan {
@@ -238,6 +239,7 @@ impl Plan {
             upstream_idle: service.upstream_idle.0,
             upstream_timeout: service.upstream_timeout.0,
             max_body: service.max_body.map(|size| size.0),
+            shadow: service.shadow.clone(),
         })
     }
 }

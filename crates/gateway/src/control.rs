@@ -6,6 +6,9 @@
 //! [`Answer`]. Every effect carries the engine's [`Token`]; a lower one than the highest seen is
 //! refused with [`Refusal::StaleToken`]. Unknown fields are ignored, an unknown major version is refused.
 
+pub use rehome_part::traffic::{
+    EndpointDifferences, PlaceCount, ServiceStatus, ShadowStatus, SideStatus, UpstreamStatus,
+};
 use rehome_part::{Epoch, Side, Token};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -54,6 +57,13 @@ pub enum Request {
     Freshness {
         service: String,
         through: Option<Moment>,
+        token: Token,
+    },
+    /// Begins (anew) or ends the comparison of reads with the side that is not the owner; the share and what is left out are the
+    /// service's own. Ends by itself when a switch begins, and with the process.
+    Shadow {
+        service: String,
+        on: bool,
         token: Token,
     },
     /// A switch begins: from now on the standing grant is void, writes are admitted under the lease only, and when
@@ -180,48 +190,6 @@ pub struct Status {
     pub intent: Option<Epoch>,
     pub held: Held,
     pub services: Vec<ServiceStatus>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ServiceStatus {
-    pub name: String,
-    pub listen: String,
-    pub weight_wanted: u8,
-    /// What is really sent; 0 while lag is unknown or above the bound.
-    pub weight_actual: u8,
-    pub lag_ms: Option<u64>,
-    pub source: SideStatus,
-    pub target: SideStatus,
-    /// Requests that no side answered (held too long, both unreachable).
-    pub refused: u64,
-    pub writes_total: u64,
-    /// Writes whose outcome the gateway does not know: a byte may have left and no answer came.
-    pub writes_unknown: u64,
-    /// 99.9th percentile of the time writes were in flight lately, in milliseconds; the first part of a predicted pause.
-    pub write_p999_ms: Option<f64>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SideStatus {
-    pub healthy: Option<bool>,
-    pub requests: u64,
-    /// Answers of 500 and above, and connections that failed.
-    pub failed: u64,
-    pub p50_ms: Option<f64>,
-    pub p99_ms: Option<f64>,
-    pub connect_ms: Option<f64>,
-    /// Each address of the side.
-    #[serde(default)]
-    pub upstreams: Vec<UpstreamStatus>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpstreamStatus {
-    pub address: String,
-    pub healthy: Option<bool>,
-    /// It failed several times in a row and gets nothing for a moment, as long as there is another.
-    pub resting: bool,
-    pub under_way: u32,
 }
 
 /// A gateway that lost its lease, woke up or started anew asks who owns the epoch after the armed one.

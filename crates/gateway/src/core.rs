@@ -11,7 +11,7 @@ use rehome_part::{Epoch, Side, Token};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -21,6 +21,8 @@ pub(crate) struct Core {
     pub gate: Arc<Gate>,
     /// With the address each one really listens on.
     pub services: Vec<(Arc<Service>, String)>,
+    /// Connections to the other side will be needed at once.
+    pub warm: Notify,
     file: Arc<StateFile>,
     kept: Mutex<Kept>,
 }
@@ -43,7 +45,7 @@ impl Core {
         grant: Grant,
     ) -> Self {
         let kept = Mutex::new(Kept { on_disk: grant.saved.clone(), grant });
-        Self { name, clock, boot, gate, services, file: Arc::new(file), kept }
+        Self { name, clock, boot, gate, services, warm: Notify::new(), file: Arc::new(file), kept }
     }
 
     /// A lease that begins now.

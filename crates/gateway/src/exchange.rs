@@ -6,6 +6,7 @@ use crate::body::Progress;
 use crate::forward::in_time;
 use crate::gate::{Session, Ticket};
 use crate::service::{Class, Service};
+use crate::shadow::Tap;
 use crate::split::ClientId;
 use crate::upstream::Connection;
 use http::uri::PathAndQuery;
@@ -57,6 +58,8 @@ pub(crate) struct Exchange {
     pub session: Option<Session>,
     pub connection: Option<Connection>,
     pub progress: Option<Arc<Progress>>,
+    /// Takes a copy of the answer, to compare it with the other side's.
+    pub tap: Option<Box<Tap>>,
     /// Was anything handed to an upstream?
     pub sent: bool,
     held: Option<Duration>,
@@ -88,6 +91,7 @@ impl Exchange {
             session: None,
             connection: None,
             progress: None,
+            tap: None,
             sent: false,
             held: None,
             finished: false,
@@ -116,11 +120,15 @@ impl Exchange {
             self.service.writes.fetch_add(1, Ordering::Relaxed);
         }
         self.side = Some(side);
+        if !self.sent {
+            let waited = self.held.unwrap_or_default();
+            self.service.added.record(self.started.elapsed().saturating_sub(waited));
+        }
         self.sent = true;
     }
 
     pub fn side_failed(&self, side: Side) {
-        self.service.side(side).failed.fetch_add(1, Ordering::Relaxed);
+        self.service.side(side).failed[self.class as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// The upstream that has the request broke off, or did not answer in time.
@@ -146,9 +154,9 @@ impl Exchange {
                 connection.member().answered();
             }
             let state = self.service.side(side);
-            state.answers.record(took);
+            state.record_answer(self.class, took);
             if status.is_server_error() {
-                state.failed.fetch_add(1, Ordering::Relaxed);
+                state.failed[self.class as usize].fetch_add(1, Ordering::Relaxed);
             }
         }
         self.acknowledge(sets_cookie);
@@ -251,6 +259,13 @@ impl Exchange {
         }
         if let Some(log) = &service.log {
             log.record(self.entry(outcome));
+        }
+        if let Some(tap) = self.tap.take() {
+            if outcome == Outcome::Answered {
+                tap.whole(&self.service, &self.id)
+            } else {
+                tap.cut(&self.service)
+            }
         }
         self.connection = None;
         self.ticket = None;

@@ -162,6 +162,9 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
     let service = exchange.service.clone();
     let mut side = service.side_of_read(exchange.client, exchange.address);
     let repeatable = headers::is_repeatable(&parts.method) && body.is_end_stream();
+    if side == service.gate.owner() {
+        exchange.tap = service.shadow.choose(&parts, !body.is_end_stream());
+    }
     let mut request = Some(Request::from_parts(parts, body));
     let mut fresh: Option<Arc<Member>> = None;
     let mut repeats = 0;
@@ -267,7 +270,11 @@ async fn send_read(
         }
         Some(Ok(response)) => {
             exchange.connection = Some(connection);
-            exchange.answered(response.status(), sent_at.elapsed(), false);
+            let took = sent_at.elapsed();
+            if let Some(tap) = &mut exchange.tap {
+                tap.took(took);
+            }
+            exchange.answered(response.status(), took, false);
             Ok(response)
         }
         Some(Err(error)) => {
@@ -469,7 +476,13 @@ fn respond(mut exchange: Exchange, response: Response<Incoming>) -> Response<Res
     if exchange.class != Class::Read && headers::is_stream(&parts.headers) {
         exchange.become_session();
     }
-    Response::from_parts(parts, ResponseBody::passing(body, exchange))
+    let tap = exchange.tap.take();
+    let response = Response::from_parts(parts, body);
+    exchange.tap = tap.map(|mut tap| {
+        tap.head(&response);
+        tap
+    });
+    response.map(|body| ResponseBody::passing(body, exchange))
 }
 
 fn full_response(exchange: Exchange, full: Full) -> Response<ResponseBody> {

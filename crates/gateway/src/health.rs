@@ -3,6 +3,7 @@
 
 use crate::body::RequestBody;
 use crate::config::{GatewayError, Plan};
+use crate::control::Mode;
 use crate::core::Core;
 use crate::service::{Service, SideState};
 use crate::upstream::Member;
@@ -18,6 +19,9 @@ use std::time::Duration;
 const PERIOD: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(1);
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+/// Connections that are opened ahead of time.
+const WARM_LEAST: usize = 2;
+const WARM_MOST: usize = 256;
 /// Periods per measuring window; two windows count.
 const WINDOW: u64 = 30;
 
@@ -40,6 +44,27 @@ pub(crate) async fn watch(core: Arc<Core>) {
                 service.turn();
             }
         }
+    }
+}
+
+/// Runs for the life of the gateway: has connections to the other side open before requests go there, as many as the owner's,
+/// while a share of reads or a switch is under way. The way there may be long, and then everybody would wait for it at once.
+pub(crate) async fn keep_warm(core: Arc<Core>) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = core.warm.notified() => {}
+        }
+        let in_switch = core.gate.mode() != Mode::Standing;
+        let soon = |service: &Service| in_switch || service.weight_actual() > 0 || service.shadow.is_on();
+        let all = core.services.iter().filter(|(service, _)| soon(service)).map(|(service, _)| {
+            let owner = core.gate.owner();
+            let wanted = service.side(owner).group.open().clamp(WARM_LEAST, WARM_MOST);
+            service.side(owner.other()).group.warm(wanted)
+        });
+        futures::future::join_all(all).await;
     }
 }
 

@@ -1,24 +1,23 @@
-//! Quantiles of recent durations in fixed memory and without locks: eight steps per doubling (at most 12 % off), two windows
-//! that take turns. Never remembers a single value.
+//! Durations, counted in fixed memory and without locks (buckets of [`rehome_part::measure`]): those of the last one or two windows,
+//! and all since the beginning. Never remembers a single value.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use rehome_part::measure::{BUCKETS, Histogram, bucket};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-const STEPS: usize = 8;
-/// Up to 2^36 microseconds, 19 hours.
-const BUCKETS: usize = 34 * STEPS;
-
-/// Durations of the present window and the one before.
+/// Durations of the present window, the one before, and all that are older.
 #[derive(Debug)]
 pub(crate) struct Recent {
     windows: [Box<[AtomicU32]>; 2],
     present: AtomicU8,
+    past: Box<[AtomicU64]>,
 }
 
 impl Default for Recent {
     fn default() -> Self {
         let window = || (0..BUCKETS).map(|_| AtomicU32::new(0)).collect();
-        Self { windows: [window(), window()], present: AtomicU8::new(0) }
+        let past = (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
+        Self { windows: [window(), window()], present: AtomicU8::new(0), past }
     }
 }
 
@@ -29,67 +28,45 @@ impl Recent {
         window[bucket(micros)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Forgets the older window and begins a new one.
+    /// The older window becomes past, and a new one begins.
     pub fn turn(&self) {
         let next = 1 - self.present.load(Ordering::Relaxed);
-        for count in &self.windows[usize::from(next)] {
-            count.store(0, Ordering::Relaxed);
+        for (count, past) in self.windows[usize::from(next)].iter().zip(&self.past) {
+            past.fetch_add(u64::from(count.swap(0, Ordering::Relaxed)), Ordering::Relaxed);
         }
         self.present.store(next, Ordering::Relaxed);
     }
 
-    /// The `share` (0..=1) quantile in milliseconds over both windows; `None` without values.
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.windows.iter().flatten().for_each(|count| count.store(0, Ordering::Relaxed));
+        self.past.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+    }
+
+    fn lately(&self, index: usize) -> u64 {
+        self.windows.iter().map(|window| u64::from(window[index].load(Ordering::Relaxed))).sum()
+    }
+
+    /// Both windows.
+    pub fn recent(&self) -> Histogram {
+        Histogram::of_counts((0..BUCKETS).map(|index| self.lately(index)))
+    }
+
+    /// Everything since the beginning, or since [`Recent::clear`].
+    pub fn all(&self) -> Histogram {
+        let past = |index: usize| self.past[index].load(Ordering::Relaxed);
+        Histogram::of_counts((0..BUCKETS).map(|index| past(index) + self.lately(index)))
+    }
+
+    /// The `share` (0..=1) quantile of both windows in milliseconds; `None` without values.
     pub fn quantile_ms(&self, share: f64) -> Option<f64> {
-        let counts: Vec<u64> = (0..BUCKETS)
-            .map(|index| {
-                self.windows.iter().map(|window| u64::from(window[index].load(Ordering::Relaxed))).sum()
-            })
-            .collect();
-        let total: u64 = counts.iter().sum();
-        if total == 0 {
-            return None;
-        }
-        let wanted = ((total as f64 * share).ceil() as u64).clamp(1, total);
-        let mut seen = 0;
-        let found = counts.iter().position(|count| {
-            seen += count;
-            seen >= wanted
-        });
-        found.map(|index| upper_micros(index) as f64 / 1_000.0)
+        self.recent().quantile(share).map(|quantile| quantile.value)
     }
-}
-
-fn bucket(micros: u64) -> usize {
-    if micros < STEPS as u64 {
-        return micros as usize;
-    }
-    let exponent = 63 - micros.leading_zeros() as usize;
-    let step = (micros >> (exponent - 3)) as usize & (STEPS - 1);
-    ((exponent - 2) * STEPS + step).min(BUCKETS - 1)
-}
-
-/// The largest value that falls into a bucket, so that a quantile is never too small.
-fn upper_micros(index: usize) -> u64 {
-    if index < STEPS {
-        return index as u64;
-    }
-    let (exponent, step) = (index / STEPS + 2, index % STEPS);
-    (((STEPS + step + 1) as u64) << (exponent - 3)) - 1
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn a_bucket_holds_its_values_within_an_eighth(micros in 0u64..1 << 35) {
-            let upper = upper_micros(bucket(micros));
-            prop_assert!(upper >= micros && upper as f64 <= micros as f64 * 1.126 + 1.0, "{micros} -> {upper}");
-        }
-    }
-
     #[test]
     fn quantiles_follow_the_values_and_old_ones_are_forgotten() {
         let recent = Recent::default();
@@ -107,8 +84,10 @@ mod tests {
         recent.turn();
         near(0.5, 500.0);
         recent.turn();
-        assert_eq!(recent.quantile_ms(0.5), None);
+        assert_eq!((recent.quantile_ms(0.5), recent.all().total()), (None, 1_000), "old, and not forgotten");
         recent.record(Duration::from_secs(1 << 40));
         assert!(recent.quantile_ms(1.0).unwrap() > 1e6);
+        recent.clear();
+        assert_eq!(recent.all().total(), 0);
     }
 }

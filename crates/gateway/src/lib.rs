@@ -32,6 +32,7 @@ mod sabotage;
 mod server;
 mod service;
 mod session;
+mod shadow;
 mod split;
 mod state_file;
 mod tls;

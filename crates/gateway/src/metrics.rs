@@ -137,7 +137,7 @@ fn requests(page: &mut String, core: &Core) -> fmt::Result {
     let name = "rehome_failures_total";
     writeln!(page, "# HELP {name} Answers of 500 and above, and failed connections.\n# TYPE {name} counter")?;
     for (service, side) in sides() {
-        let value = service.side(side).failed.load(Ordering::Relaxed);
+        let value = service.side(side).failed();
         writeln!(page, "{name}{{service=\"{}\",side=\"{side}\"}} {value}", escape(&service.plan.name))?;
     }
     let name = "rehome_side_healthy";
@@ -155,7 +155,7 @@ fn requests(page: &mut String, core: &Core) -> fmt::Result {
     writeln!(page, "# HELP {name} Recent times to the head of an answer.\n# TYPE {name} gauge")?;
     for (service, side) in sides() {
         for quantile in [0.5, 0.99] {
-            if let Some(millis) = service.side(side).answers.quantile_ms(quantile) {
+            if let Some(millis) = service.side(side).answer_ms(quantile) {
                 let service = escape(&service.plan.name);
                 let seconds = millis / 1e3;
                 writeln!(

@@ -127,6 +127,7 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     }
     life.keep(asking::ask_when_in_doubt(core.clone()));
     life.keep(health::watch(core.clone()));
+    life.keep(health::keep_warm(core.clone()));
     life.keep(watch_certificates(certificates.clone(), config.patience.certificates));
     let intender = core.clone();
     life.keep(hold::release(gate, move || {

@@ -9,11 +9,14 @@ use crate::freshness::{CLIENTS, LastWrites};
 use crate::gate::Gate;
 use crate::histogram::Recent;
 use crate::limits::{Entrance, Patience};
+use crate::shadow::Shadow;
 use crate::split::ClientId;
 use crate::upstream::{Budget, Group};
 use rehome_part::Side;
+use rehome_part::measure::Share;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -43,9 +46,11 @@ pub(crate) struct SideState {
     pub group: Group,
     /// By class.
     pub requests: [AtomicU64; 3],
-    pub failed: AtomicU64,
-    /// From the request to the head of the answer.
-    pub answers: Recent,
+    /// By class.
+    pub failed: [AtomicU64; 3],
+    /// From the request to the head of the answer: of reads, and of everything else.
+    pub reads: Recent,
+    pub others: Recent,
     pub connects: Recent,
 }
 
@@ -54,8 +59,9 @@ impl SideState {
         Self {
             group,
             requests: Default::default(),
-            failed: AtomicU64::new(0),
-            answers: Recent::default(),
+            failed: Default::default(),
+            reads: Recent::default(),
+            others: Recent::default(),
             connects: Recent::default(),
         }
     }
@@ -64,13 +70,31 @@ impl SideState {
         self.group.healthy()
     }
 
+    pub fn record_answer(&self, class: Class, took: Duration) {
+        if class == Class::Read { self.reads.record(took) } else { self.others.record(took) }
+    }
+
+    pub fn failed(&self) -> u64 {
+        self.failed.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Recent times to the head of an answer, of any class.
+    pub fn answer_ms(&self, share: f64) -> Option<f64> {
+        let mut answers = self.reads.recent();
+        answers.add(&self.others.recent());
+        answers.quantile(share).map(|quantile| quantile.value)
+    }
+
     fn status(&self) -> SideStatus {
+        let of_reads = |counts: &[AtomicU64; 3]| counts[Class::Read as usize].load(Ordering::Relaxed);
         SideStatus {
             healthy: self.healthy(),
             requests: self.requests.iter().map(|count| count.load(Ordering::Relaxed)).sum(),
-            failed: self.failed.load(Ordering::Relaxed),
-            p50_ms: self.answers.quantile_ms(0.5),
-            p99_ms: self.answers.quantile_ms(0.99),
+            failed: self.failed(),
+            reads: Share { hits: of_reads(&self.failed), of: of_reads(&self.requests) },
+            read_times: self.reads.all(),
+            p50_ms: self.answer_ms(0.5),
+            p99_ms: self.answer_ms(0.99),
             connect_ms: self.connects.quantile_ms(0.5),
             upstreams: self.group.members().iter().map(|member| member.status()).collect(),
         }
@@ -111,6 +135,9 @@ pub(crate) struct Service {
     pub write_times: Recent,
     pub held: AtomicU64,
     pub held_micros: AtomicU64,
+    /// From a request's head to its being sent, without what it waited in a hold.
+    pub added: Recent,
+    pub shadow: Shadow,
 }
 
 /// What all services of a gateway have in common.
@@ -134,6 +161,7 @@ impl Service {
         Self {
             source: side(&plan.source),
             target: side(&plan.target),
+            shadow: Shadow::new(&plan.shadow),
             plan,
             gate: shared.gate,
             clock: shared.clock,
@@ -156,6 +184,7 @@ impl Service {
             write_times: Recent::default(),
             held: AtomicU64::new(0),
             held_micros: AtomicU64::new(0),
+            added: Recent::default(),
         }
     }
 
@@ -224,17 +253,22 @@ impl Service {
             writes_total: self.writes.load(Ordering::Relaxed),
             writes_unknown: self.writes_unknown.load(Ordering::Relaxed),
             write_p999_ms: self.write_times.quantile_ms(0.999),
+            added_ms: self.added.quantile_ms(0.5),
+            shadow: self.shadow.status(),
         }
     }
 
     /// Begins a new window of every measurement.
     pub fn turn(&self) {
         for recent in [
-            &self.source.answers,
+            &self.source.reads,
+            &self.source.others,
             &self.source.connects,
-            &self.target.answers,
+            &self.target.reads,
+            &self.target.others,
             &self.target.connects,
             &self.write_times,
+            &self.added,
         ] {
             recent.turn();
         }

@@ -2,6 +2,8 @@
 //! Names and fields are part of the file format and of the JSON stream: adding is a minor version, changing a major one.
 
 use crate::state::Goal;
+use rehome_part::measure::{Histogram, Share};
+use rehome_part::traffic::ShadowStatus;
 use rehome_part::{
     CopySummary, Epoch, Error as PartError, Finding, Flow, FollowState, Position, Side, Token,
 };
@@ -154,6 +156,33 @@ pub struct ServiceTraffic {
     pub writes: u64,
     pub writes_unknown: u64,
     pub write_p999_ms: Option<f64>,
+    /// Median times to the head of an answer, and of connecting; of the gateway that sees the longest.
+    #[serde(default)]
+    pub source_p50_ms: Option<f64>,
+    #[serde(default)]
+    pub target_p50_ms: Option<f64>,
+    #[serde(default)]
+    pub source_connect_ms: Option<f64>,
+    #[serde(default)]
+    pub target_connect_ms: Option<f64>,
+    /// What the gateway itself adds.
+    #[serde(default)]
+    pub added_ms: Option<f64>,
+}
+
+/// What comparing the reads of one service has found, over all gateways.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShadowReport {
+    pub name: String,
+    pub shadow: ShadowStatus,
+}
+
+/// How one service did on the old owner.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Baseline {
+    pub name: String,
+    pub failed: Share,
+    pub read_times: Histogram,
 }
 
 /// Everything that can happen in a run.
@@ -235,6 +264,14 @@ pub enum Event {
     ShadowPassed {
         compared: u64,
         note: String,
+    },
+    /// What comparing reads has found so far, by service.
+    ShadowCompared {
+        services: Vec<ShadowReport>,
+    },
+    /// How the owner did, just before it is left: what the soak compares with.
+    BaselineTaken {
+        services: Vec<Baseline>,
     },
     ReadsShifted {
         percent: u8,
@@ -393,6 +430,7 @@ impl Event {
                 | Self::FindingSeen { .. }
                 | Self::Diagnostic { .. }
                 | Self::GateChecked { .. }
+                | Self::ShadowCompared { .. }
         )
     }
 }

@@ -22,8 +22,8 @@ pub use copy::CopyHealth;
 pub use database::{FORMAT_MAJOR, FORMAT_MINOR};
 pub use error::{Error, Result};
 pub use event::{
-    Actor, Event, GateRecord, PartInfo, Prediction, Record, ServiceTraffic, StateTime, SwitchOutcome,
-    SwitchReport, Trouble, Verdict,
+    Actor, Baseline, Event, GateRecord, PartInfo, Prediction, Record, ServiceTraffic, ShadowReport,
+    StateTime, SwitchOutcome, SwitchReport, Trouble, Verdict,
 };
 pub use journal::{DECISION_FILE, JOURNAL_FILE, Journal, NewRun, Options};
 pub use lease::{GuardBeat, Lease};

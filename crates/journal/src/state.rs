@@ -1,7 +1,7 @@
 //! The states of a run and the one pure function that leads from one to the next. It is used before every append and
 //! again on load, so a history that cannot have happened is found with its sequence number. No clock, no file, no effect.
 
-use crate::event::{Event, Trouble};
+use crate::event::{Baseline, Event, Trouble};
 use rehome_part::{Epoch, Flow, Position, Side, Token};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -196,6 +196,8 @@ pub struct State {
     pub read_percent: u8,
     /// The read shares were watched to the end; a retried switch need not repeat them.
     pub canary_passed: bool,
+    /// How the services did on the owner that was left last.
+    pub baseline: Vec<Baseline>,
     /// Where the late writes of the last committed switch would lie: its flow and each part's fence position.
     pub swept_from: Option<(Flow, BTreeMap<String, Position>)>,
     pub paused: bool,
@@ -232,6 +234,7 @@ impl Default for State {
             verified: false,
             read_percent: 0,
             canary_passed: false,
+            baseline: Vec::new(),
             swept_from: None,
             paused: false,
             ending: None,
@@ -378,6 +381,7 @@ impl State {
             Event::ShadowPassed { .. } => self.step_to(Stage::Verified, Stage::Shadow)?,
             Event::ReadsShifted { percent, .. } => self.shift_reads(*percent)?,
             Event::CanaryPassed { .. } => self.canary_passed = true,
+            Event::BaselineTaken { services } => self.baseline.clone_from(services),
             Event::GateAccepted { gate } => {
                 self.accepted.insert(gate.clone());
             }

@@ -2,7 +2,9 @@
 //! It decides nothing and writes nothing.
 
 use crate::database;
-use crate::event::{Event, GateRecord, Record, ServiceTraffic, SwitchReport, Trouble};
+use crate::event::{
+    Baseline, Event, GateRecord, Record, ServiceTraffic, ShadowReport, SwitchReport, Trouble,
+};
 use crate::journal::{DECISION_FILE, JOURNAL_FILE, read_events};
 use crate::lease::{self, GuardBeat, Lease};
 use crate::state::{Attempt, Ending, Goal, Phase, Stage, State};
@@ -66,6 +68,10 @@ pub struct RunView {
     pub read_percent: u8,
     pub parts: Vec<PartView>,
     pub services: Vec<ServiceView>,
+    /// What comparing reads found, at the last look.
+    pub shadow: Vec<ShadowReport>,
+    /// How the services did on the owner that was left.
+    pub baseline: Vec<Baseline>,
     /// The latest look at every gate, by name.
     pub gates: Vec<GateRecord>,
     /// The last full comparison: compared, bytes, differences.
@@ -115,6 +121,8 @@ impl RunView {
             read_percent: 0,
             parts: Vec::new(),
             services: Vec::new(),
+            shadow: Vec::new(),
+            baseline: Vec::new(),
             gates: Vec::new(),
             verified: None,
             last_switch: None,
@@ -177,6 +185,8 @@ impl RunView {
                     .collect();
             }
             Event::TrafficSampled { services } => self.services.clone_from(services),
+            Event::ShadowCompared { services } => self.shadow.clone_from(services),
+            Event::BaselineTaken { services } => self.baseline.clone_from(services),
             Event::GateChecked { gate } => match self.gates.iter_mut().find(|seen| seen.name == gate.name) {
                 Some(seen) => *seen = gate.clone(),
                 None => self.gates.push(gate.clone()),

@@ -6,7 +6,9 @@
 pub mod contract;
 mod error;
 mod life;
+pub mod measure;
 pub mod sim;
+pub mod traffic;
 mod words;
 
 pub use error::{Error, ErrorKind, Result, Retry};

@@ -55,6 +55,12 @@ pub struct Switch {
     pub read_steps: Vec<u8>,
     /// How long each share is watched.
     pub read_step_time: Span,
+    /// How long reads are compared before the first share.
+    pub shadow_time: Span,
+    /// How much longer the other side may take to answer reads, at their median and their 99th percentile.
+    pub max_added_latency: Span,
+    /// What happens when the new owner does worse than the old one after the switch.
+    pub when_worse: WhenWorse,
     /// How long the way back is kept ready after the switch before `complete` is offered.
     pub soak: Span,
     pub hold: Hold,
@@ -62,6 +68,16 @@ pub struct Switch {
     pub sessions: Sessions,
     /// Gates that are not to stop the switch: you answer for them, by name.
     pub accept: Vec<AcceptedGate>,
+}
+
+/// What a run does when, after the switch, more requests fail or take longer than before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenWorse {
+    /// Say so.
+    Alert,
+    /// Say so, and go back once, if the gates of a switch back are met.
+    Reverse,
 }
 
 /// A gate that a person can answer for; every other one guards what nobody can know better than the run.
@@ -78,16 +94,25 @@ pub enum AcceptedGate {
     PredictedPause,
     /// The other side's service does not answer its health path.
     TargetHealth,
+    /// The other side answers reads more slowly than `max_added_latency` allows.
+    ReadLatency,
+    /// Too many reads failed on the other side.
+    Reads,
+    /// Reads were answered differently by the other side, or could not be compared.
+    Shadow,
     /// A part cannot go back.
     WayBack,
 }
 
 impl AcceptedGate {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::HoldCapacity,
         Self::Lag,
         Self::NoBypass,
         Self::PredictedPause,
+        Self::ReadLatency,
+        Self::Reads,
+        Self::Shadow,
         Self::TargetHealth,
         Self::WayBack,
     ];
@@ -99,6 +124,9 @@ impl AcceptedGate {
             Self::Lag => "lag",
             Self::NoBypass => "no-bypass",
             Self::PredictedPause => "predicted-pause",
+            Self::ReadLatency => "read-latency",
+            Self::Reads => "reads",
+            Self::Shadow => "shadow",
             Self::TargetHealth => "target-health",
             Self::WayBack => "way-back",
         }
@@ -296,6 +324,31 @@ pub struct Service {
     /// Connections that one client address may have at once; without it only the bound of all counts.
     #[serde(default)]
     pub connections_per_client: Option<u32>,
+    /// How reads are compared with the target before any user sees its answers.
+    #[serde(default)]
+    pub shadow: Shadow,
+}
+
+/// A share of the safe reads (GET and HEAD) is asked of the target, too, once the client has its answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shadow {
+    /// Percent of the safe reads; 0: nothing is compared.
+    #[schemars(range(max = 100))]
+    pub share: u8,
+    /// Comparisons that a verdict needs.
+    pub least: u32,
+    /// So many of a thousand may differ.
+    #[schemars(range(max = 1000))]
+    pub allowed_per_thousand: u16,
+    /// What is no difference: names of headers, and paths into JSON with all below them (`$.items[].seen`).
+    pub ignore: Vec<String>,
+}
+
+impl Default for Shadow {
+    fn default() -> Self {
+        Self { share: 5, least: 50, allowed_per_thousand: 5, ignore: Vec::new() }
+    }
 }
 
 /// A certificate with its chain, and its key.
@@ -392,6 +445,9 @@ impl Default for Switch {
             in_flight_deadline: Span::from_millis(2_000),
             read_steps: vec![1, 5, 25, 50],
             read_step_time: Span::from_millis(60_000),
+            shadow_time: Span::from_millis(60_000),
+            max_added_latency: Span::from_millis(250),
+            when_worse: WhenWorse::Alert,
             soak: Span::from_millis(24 * 3_600_000),
             hold: Hold::default(),
             sessions: Sessions::Wait,

@@ -5,13 +5,12 @@ use crate::commands::gateway::secret;
 use crate::exit::CliError;
 use async_trait::async_trait;
 use futures::future::join_all;
-use rehome_engine::ports::{GatewayStatus, Gateways, HoldProof, Moments, ServiceStatus, SideStatus};
+use rehome_engine::ports::{GatewayStatus, Gateways, HoldProof, Moments};
 use rehome_gateway::RemoteGateway;
 use rehome_gateway::client::{Client, Place};
-use rehome_gateway::control::{self, Mode, Moment, Refusal, Request, Response, SessionRule, Status};
+use rehome_gateway::control::{Mode, Moment, Refusal, Request, Response, SessionRule, Status};
 use rehome_part::{Epoch, Error, ErrorKind, Result, Retry, Side, Token};
 use rehome_spec::{Gateway, Sessions};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,8 +22,8 @@ pub struct ControlledGateways {
     ask: Vec<PathBuf>,
     ask_secret: String,
     sessions: SessionRule,
-    /// Which parts each service shows.
-    uses: BTreeMap<String, Vec<String>>,
+    /// Names of all services.
+    services: Vec<String>,
 }
 
 /// The way to one gateway.
@@ -71,7 +70,7 @@ impl ControlledGateways {
         ask: Vec<PathBuf>,
         ask_secret: String,
         sessions: Sessions,
-        uses: BTreeMap<String, Vec<String>>,
+        services: Vec<String>,
     ) -> std::result::Result<Self, CliError> {
         let who = format!("engine of {run}, pid {}", std::process::id());
         let lines = gateways
@@ -86,7 +85,7 @@ impl ControlledGateways {
             Sessions::Close => SessionRule::Close,
             Sessions::Refuse => SessionRule::Refuse,
         };
-        Ok(Self { lines, run: run.to_owned(), ask, ask_secret, sessions, uses })
+        Ok(Self { lines, run: run.to_owned(), ask, ask_secret, sessions, services })
     }
 
     /// The same request to every gateway; the first failure is the answer.
@@ -128,33 +127,6 @@ impl ControlledGateways {
         }
         proof
     }
-
-    fn service(&self, status: control::ServiceStatus, sessions: u64) -> ServiceStatus {
-        ServiceStatus {
-            uses: self.uses.get(&status.name).cloned().unwrap_or_default(),
-            name: status.name,
-            weight_wanted: status.weight_wanted,
-            weight_actual: status.weight_actual,
-            lag_ms: status.lag_ms,
-            source: side(status.source),
-            target: side(status.target),
-            refused: status.refused,
-            writes_total: status.writes_total,
-            writes_unknown: status.writes_unknown,
-            write_p999_ms: status.write_p999_ms,
-            sessions,
-        }
-    }
-}
-
-fn side(status: control::SideStatus) -> SideStatus {
-    SideStatus {
-        healthy: status.healthy,
-        requests: status.requests,
-        failed: status.failed,
-        p50_ms: status.p50_ms,
-        p99_ms: status.p99_ms,
-    }
 }
 
 fn unreachable(name: &str, text: &str) -> Error {
@@ -189,29 +161,30 @@ impl Gateways for ControlledGateways {
         let statuses = self.statuses().await?;
         Ok(statuses
             .into_iter()
-            .map(|status| {
-                let sessions = status.held.sessions;
-                GatewayStatus {
-                    name: status.name,
-                    epoch: status.epoch,
-                    owner: status.owner,
-                    holding: status.mode == Mode::Held,
-                    armed: status.mode != Mode::Standing,
-                    intent: status.intent,
-                    services: status
-                        .services
-                        .into_iter()
-                        .map(|service| self.service(service, sessions))
-                        .collect(),
-                }
+            .map(|status| GatewayStatus {
+                name: status.name,
+                epoch: status.epoch,
+                owner: status.owner,
+                holding: status.mode == Mode::Held,
+                armed: status.mode != Mode::Standing,
+                intent: status.intent,
+                sessions: status.held.sessions,
+                services: status.services,
             })
             .collect())
     }
 
     async fn weight(&self, service: Option<&str>, percent: u8, token: Token) -> Result<()> {
-        let all: Vec<&str> = self.uses.keys().map(String::as_str).collect();
+        let all: Vec<&str> = self.services.iter().map(String::as_str).collect();
         for name in service.map_or(all, |name| vec![name]) {
             self.done(Request::Weight { service: name.to_owned(), percent, token }).await?;
+        }
+        Ok(())
+    }
+
+    async fn shadow(&self, on: bool, token: Token) -> Result<()> {
+        for service in self.services.clone() {
+            self.done(Request::Shadow { service, on, token }).await?;
         }
         Ok(())
     }

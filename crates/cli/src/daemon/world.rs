@@ -10,8 +10,7 @@ use crate::paths::{self, RunFolder};
 use rehome_engine::ports::Gateways;
 use rehome_engine::{ServiceInfo, SessionRule, Settings, SystemClock, World};
 use rehome_part::Part;
-use rehome_spec::{Migration, Secret, Sessions};
-use std::collections::BTreeMap;
+use rehome_spec::{Migration, Secret, Sessions, WhenWorse};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -42,8 +41,7 @@ pub fn build(
     extras: &Extras,
 ) -> Result<World, CliError> {
     let parts = parts(migration, &run.path.join("parts"), &commands::resolve, &extras.sabotage)?;
-    let uses: BTreeMap<String, Vec<String>> =
-        migration.services.iter().map(|service| (service.name.clone(), service.uses.clone())).collect();
+    let names = migration.services.iter().map(|service| service.name.clone()).collect();
     let gateways: Vec<_> =
         if migration.services.is_empty() { Vec::new() } else { migration.gateways_or_default(&context.home) };
     let gateways = ControlledGateways::new(
@@ -52,7 +50,7 @@ pub fn build(
         vec![run.socket(), run.guard_socket()],
         run.read_secret()?,
         migration.switch.sessions,
-        uses,
+        names,
     )?;
     let gateways: Arc<dyn Gateways> = Arc::new(gateways);
     Ok(World {
@@ -89,6 +87,9 @@ pub fn settings(migration: &Migration) -> Settings {
         in_flight_deadline: switch.in_flight_deadline.0,
         read_steps: switch.read_steps.clone(),
         read_step_time: switch.read_step_time.0,
+        shadow_time: switch.shadow_time.0,
+        max_added_latency: switch.max_added_latency.0,
+        reverse_when_worse: switch.when_worse == WhenWorse::Reverse,
         soak: switch.soak.0,
         hold_requests: switch.hold.requests,
         sessions: match switch.sessions {

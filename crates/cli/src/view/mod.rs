@@ -5,6 +5,7 @@ pub mod lines;
 pub mod progress;
 pub mod report;
 pub mod screen;
+pub mod service;
 pub mod tree;
 
 /// A span of the migration file as people write it: `2s`, `24h`.

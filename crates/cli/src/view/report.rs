@@ -1,6 +1,6 @@
 //! The report of a run: what was moved, how long writes waited beside what was predicted, time per phase.
 
-use super::lines;
+use super::{lines, service};
 use crate::printer::{Printer, count, size, span, style};
 use rehome_journal::{Phase, RunView};
 use serde::Serialize;
@@ -90,6 +90,11 @@ pub fn show(printer: &Printer, view: &RunView) {
             count(service.refused),
             count(service.writes_unknown)
         ));
+        let more = service::latency(service).into_iter().chain(service::before(view, &service.name));
+        more.for_each(|text| printer.line(&format!("             {text}")));
+    }
+    for line in view.shadow.iter().flat_map(service::shadow) {
+        printer.line(&format!("  {:<10} {line}", "compared"));
     }
     for report in &view.switches {
         printer.line(&format!("  {:<10} {}", format!("switch {}", report.attempt), lines::outcome(report)));

@@ -1,6 +1,6 @@
 //! The live tree of a run: one line per stage of its life, wanted beside actual, and what a person would do next.
 
-use super::lines;
+use super::{lines, service};
 use crate::printer::{count, size, span, style};
 use anstyle::Style;
 use rehome_journal::{PartView, Phase, RunView, ServiceView, Stage};
@@ -13,6 +13,7 @@ pub fn draw(view: &RunView, now_ms: i64, note: &str) -> Vec<String> {
     branches.extend(copy(view));
     branches.extend(follow(view));
     branches.push(verify(view));
+    branches.extend(shadow(view));
     branches.push(reads(view));
     branches.push(switch(view));
     branches.push(soak(view, now_ms));
@@ -20,7 +21,10 @@ pub fn draw(view: &RunView, now_ms: i64, note: &str) -> Vec<String> {
     for (index, branch) in branches.into_iter().enumerate() {
         tree.push(format!("{}{branch}", if index == last { "└─ " } else { "├─ " }));
     }
-    tree.extend(view.services.iter().map(traffic));
+    for service in &view.services {
+        tree.push(traffic(service));
+        tree.extend(service::latency(service).map(|text| paint(style::DIM, &format!("      {text}"))));
+    }
     if let Some(trouble) = &view.stuck {
         let (bad, hint) = (style::BAD, style::HINT);
         tree.push(format!("   {bad}stuck{} at {}: {}", bad.render_reset(), trouble.step, trouble.why));
@@ -123,6 +127,28 @@ fn verify(view: &RunView) -> String {
             &format!("{} objects compared, {} differ", count(compared), count(different)),
         ),
     }
+}
+
+/// Nothing where there is no service to compare.
+fn shadow(view: &RunView) -> Option<String> {
+    if view.services.is_empty() {
+        return None;
+    }
+    let found: Vec<String> =
+        view.shadow.iter().filter_map(|report| service::shadow(report).into_iter().next()).collect();
+    let unmet = view.gates.iter().any(|gate| gate.name == "shadow" && !gate.is_met());
+    let mark = match view.stage {
+        stage if stage < Stage::Verified => Mark::Waiting,
+        Stage::Verified if unmet => Mark::Wrong,
+        Stage::Verified => Mark::Going,
+        _ => Mark::Done,
+    };
+    let text = match (found.is_empty(), mark) {
+        (false, _) => found.join("; "),
+        (true, Mark::Done) => "nothing was compared".into(),
+        (true, _) => "reads compared with the target's answers".into(),
+    };
+    Some(branch(mark, "compare", &text))
 }
 
 fn reads(view: &RunView) -> String {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests; clippy exempts only the test functions themselves
 
+mod comparing;
 mod lives;
 mod rig;
 mod sagas;

@@ -143,7 +143,15 @@ struct Gate {
     sides: BTreeMap<Epoch, BTreeSet<Side>>,
     fresh: u64,
     deaf: bool,
+    /// Is the comparison of reads on?
+    shadow: bool,
+    /// How often the status was asked for, and what a test makes of it.
+    looks: u64,
+    measures: Option<Measures>,
 }
+
+/// Changes what a gateway says of its service; knows how often it was asked, and who owns the data.
+pub type Measures = fn(&mut ServiceStatus, u64, Side);
 
 /// One gateway in front of one simulated part.
 #[derive(Debug, Clone)]
@@ -167,6 +175,9 @@ impl SimGateways {
             sides: BTreeMap::new(),
             fresh: 0,
             deaf: false,
+            shadow: false,
+            looks: 0,
+            measures: None,
         };
         Self { gate: Arc::new(Mutex::new(gate)), world: world.clone(), folder: folder.into() }
     }
@@ -182,6 +193,14 @@ impl SimGateways {
 
     pub fn fresh(&self) -> u64 {
         self.lock().fresh
+    }
+
+    pub fn measures(&self, measures: Measures) {
+        self.lock().measures = Some(measures);
+    }
+
+    pub fn compares(&self) -> bool {
+        self.lock().shadow
     }
 
     pub fn weight_now(&self) -> u8 {
@@ -287,9 +306,14 @@ impl Gateways for SimGateways {
         self.check(token).map(drop)
     }
     async fn status(&self) -> Result<Vec<GatewayStatus>, Error> {
-        let gate = self.lock();
+        let mut gate = self.lock();
         if gate.deaf {
             return Err(Error::temporary(ErrorKind::Network, "the gateway does not answer"));
+        }
+        gate.looks += 1;
+        let mut service = service_status(gate.weight, gate.requests);
+        if let Some(measures) = gate.measures {
+            measures(&mut service, gate.looks, gate.owner);
         }
         Ok(vec![GatewayStatus {
             name: "edge".into(),
@@ -298,11 +322,16 @@ impl Gateways for SimGateways {
             holding: gate.mode == Mode::Held,
             armed: matches!(gate.mode, Mode::Armed(_)),
             intent: gate.intent,
-            services: vec![service_status(gate.weight, gate.requests)],
+            sessions: 0,
+            services: vec![service],
         }])
     }
     async fn weight(&self, _: Option<&str>, percent: u8, token: Token) -> Result<(), Error> {
         self.check(token)?.weight = percent;
+        Ok(())
+    }
+    async fn shadow(&self, on: bool, token: Token) -> Result<(), Error> {
+        self.check(token)?.shadow = on;
         Ok(())
     }
     async fn moment(&self) -> Result<Moments, Error> {
@@ -660,16 +689,13 @@ pub fn side_status() -> SideStatus {
 pub fn service_status(weight: u8, requests: u64) -> ServiceStatus {
     ServiceStatus {
         name: "api".into(),
-        uses: vec!["media".into()],
         weight_wanted: weight,
         weight_actual: weight,
         lag_ms: Some(0),
         source: SideStatus { requests, ..side_status() },
         target: SideStatus { requests: requests / 10, ..side_status() },
-        refused: 0,
         writes_total: requests,
-        writes_unknown: 0,
         write_p999_ms: Some(5.0),
-        sessions: 0,
+        ..ServiceStatus::default()
     }
 }

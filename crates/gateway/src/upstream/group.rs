@@ -31,6 +31,23 @@ impl Group {
         known.reduce(|one, other| one || other)
     }
 
+    /// Connections that are open, of all members.
+    pub fn open(&self) -> usize {
+        self.members.iter().map(|member| member.open()).sum()
+    }
+
+    /// Opens connections until there are `wanted`, spread over those who are well. What cannot be made is made when it is needed.
+    pub async fn warm(&self, wanted: usize) {
+        let well: Vec<_> = self.members.iter().filter(|member| !member.is_out()).collect();
+        let each = wanted.div_ceil(well.len().max(1));
+        let warmed = well.into_iter().map(|member| async move {
+            if let Err(error) = member.warm(each).await {
+                tracing::debug!(upstream = member.upstream.authority, %error, "cannot connect ahead of time");
+            }
+        });
+        futures::future::join_all(warmed).await;
+    }
+
     /// A connection to the member that is next. Says how long connecting took, if it was needed.
     ///
     /// # Errors

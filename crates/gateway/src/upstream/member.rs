@@ -201,6 +201,29 @@ impl Member {
         Ok((connection, took))
     }
 
+    /// Connections that are open: those that wait and those in use.
+    pub fn open(&self) -> usize {
+        let waiting: usize = (0..SHARDS).map(|index| self.shard(index).len()).sum();
+        waiting + self.under_way() as usize
+    }
+
+    /// Makes connections until `wanted` are open, so that requests which come all at once need not wait for them.
+    ///
+    /// # Errors
+    /// The first that could not be made; what was made stays.
+    pub async fn warm(self: &Arc<Self>, wanted: usize) -> io::Result<()> {
+        let missing = match self.dialing.http {
+            UpstreamHttp::One => wanted.saturating_sub(self.open()),
+            UpstreamHttp::Two => usize::from(wanted > 0 && self.take_shared(u32::MAX).is_none()),
+        };
+        let made = (0..missing).map(|_| async {
+            let (connection, _) = self.connect().await?;
+            connection.give_back();
+            Ok(())
+        });
+        futures::future::join_all(made).await.into_iter().collect()
+    }
+
     fn connection(self: &Arc<Self>, kind: Kind, reused: bool, stream: Option<Arc<AtomicU32>>) -> Connection {
         Connection { kind, reused, under_way: UnderWay::on(self, stream) }
     }
@@ -329,6 +352,20 @@ mod tests {
         first.give_back();
         assert_eq!(member.under_way(), 0);
         assert!(member.take(false).await.unwrap().0.reused);
+    }
+
+    #[tokio::test]
+    async fn a_warm_member_has_connections_before_anybody_asks() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let member = member(&listener, Duration::from_secs(60));
+        member.warm(5).await.unwrap();
+        assert_eq!((member.open(), member.under_way()), (5, 0));
+        let (connection, connecting) = member.take(true).await.unwrap();
+        assert!(connecting.is_none() && connection.reused);
+        member.warm(5).await.unwrap();
+        assert_eq!(member.open(), 5, "one is in use");
+        drop(listener);
+        assert!(member.warm(6).await.is_err());
     }
 
     #[test]

@@ -209,11 +209,14 @@ async fn chunks_and_their_trailers_come_through_a_hold() {
     let gateway = held_between(&source.url(), &target.url()).await;
     let mut client = Script::start(&python, "trailers.py", &gateway.address.to_string());
     gateway.waiting(1).await;
-    assert!(target.take().is_empty());
+    assert!(target.lines().is_empty());
     gateway.settle(2, Side::Target).await;
     assert_eq!(client.line().await, "200");
-    let [connection] = &target.take()[..] else { panic!("one connection") };
-    let text = connection.text();
+    // Others were opened ahead of time.
+    let texts: Vec<String> = target.take().iter().map(|connection| connection.text()).collect();
+    let [text] = &texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>()[..] else {
+        panic!("one connection was used")
+    };
     assert!(text.contains("\r\ntrailer: x-sum\r\n") && text.ends_with("0\r\nx-sum: 42\r\n\r\n"), "{text:?}");
     assert_eq!(source.count("PUT"), 0);
 }

@@ -11,6 +11,7 @@ mod http;
 mod process;
 mod reads;
 mod remote;
+mod shadow;
 mod smuggling;
 mod strict;
 mod support;

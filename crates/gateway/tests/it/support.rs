@@ -17,6 +17,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -65,6 +66,8 @@ pub struct Seen {
 pub struct Upstream {
     pub address: SocketAddr,
     pub seen: Arc<Mutex<Vec<Seen>>>,
+    /// That were made to it.
+    pub connections: Arc<AtomicUsize>,
     permits: Arc<Semaphore>,
 }
 
@@ -80,9 +83,12 @@ impl Upstream {
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         let permits = Arc::new(Semaphore::new(0));
         let shared = (seen.clone(), permits.clone());
+        let connections = Arc::<AtomicUsize>::default();
+        let count = connections.clone();
         tokio::spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else { return };
+                count.fetch_add(1, Ordering::Relaxed);
                 let shared = shared.clone();
                 let tls = tls.clone();
                 tokio::spawn(async move {
@@ -99,7 +105,7 @@ impl Upstream {
                 });
             }
         });
-        Self { address, seen, permits }
+        Self { address, seen, connections, permits }
     }
 
     pub fn url(&self) -> String {
@@ -254,6 +260,7 @@ pub fn service(source: &str, target: &str) -> Service {
         trusted_proxies: vec![],
         max_body: None,
         connections_per_client: None,
+        shadow: rehome_spec::Shadow::default(),
     }
 }
 

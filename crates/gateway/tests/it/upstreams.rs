@@ -190,3 +190,23 @@ async fn what_is_repeated_is_bounded() {
     assert!(asked <= 900 + 900 / 5 + 300, "{asked} requests at an upstream that was asked for 900");
     gateway.done(Control::Weight { service: "api".into(), percent: 0, token: TOKEN }).await;
 }
+
+/// Sixteen clients wait in a hold; at the release none of them waits for a connection to be made.
+#[tokio::test]
+async fn the_way_to_the_new_owner_is_warm_before_the_release() {
+    let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
+    let gateway = Gateway::start(service(&source.url(), &target.url())).await;
+    let busy = futures::future::join_all((0..16).map(|_| async {
+        let mut caller = gateway.caller().await;
+        caller.get("/wait", &[]).await
+    }));
+    let arm = async {
+        eventually("all are under way", || async { source.count("GET") == 16 }).await;
+        gateway.done(Gateway::arm(1, 60_000)).await;
+        source.let_go(16);
+    };
+    tokio::join!(busy, arm);
+    let opened = || async { target.connections.load(std::sync::atomic::Ordering::Relaxed) >= 16 };
+    eventually("as many connections as the owner has", opened).await;
+    assert!(target.seen.lock().unwrap().is_empty(), "nothing was said on them");
+}

@@ -63,6 +63,7 @@ pub(super) fn text(
     add(format!("max_pause = {}", span(times.max_pause)));
     add(format!("in_flight_deadline = {}", span(times.in_flight_deadline)));
     add(format!("read_step_time = {}", span(times.read_step_time)));
+    add(format!("shadow_time = {}", span(times.read_step_time)));
     add(format!("soak = {}", span(times.soak)));
     add("# One writer goes past the gateway on purpose: the fence has to stop it.\naccept = [\"no-bypass\"]\n".into());
     add("[[objects]]\nname = \"media\"\n".into());
@@ -92,6 +93,8 @@ pub(super) fn text(
     add(format!("source = {}", quoted(&format!("http://{}", source.shop))));
     add(format!("target = {}", quoted(&format!("http://{}", target.shop))));
     add("health = \"/healthz\"\nuses = [\"media\"]\nmax_staleness = \"2s\"".into());
+    add("# Each cloud's shop says where it is; nothing else may differ.".into());
+    add("shadow = { share = 50, least = 20, ignore = [\"shop-cloud\"] }".into());
     text
 }
 
