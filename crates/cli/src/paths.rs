@@ -51,6 +51,10 @@ impl RunFolder {
     pub fn guard_socket(&self) -> PathBuf {
         self.path.join("guard.sock")
     }
+    /// Locked by a switch, and by whoever changes what stands in front of the gateways.
+    pub fn entry_lock(&self) -> PathBuf {
+        self.path.join("entry.lock")
+    }
     pub fn secret(&self) -> PathBuf {
         self.path.join("secret")
     }

@@ -505,6 +505,23 @@ impl Engine {
             self.attempt_again = Instant::now() + GATE_EVERY;
             return self.refuse_switch_in_time(unmet).await;
         }
+        // Held until the switch has ended either way.
+        let entry = match self.core.world.entry.take() {
+            Ok(Some(entry)) => entry,
+            outcome => {
+                let why = outcome.err().map_or_else(|| "somebody changes it".to_owned(), |error| error.text);
+                let gate = GateRecord {
+                    name: "entry".into(),
+                    verdict: Verdict::Fail,
+                    value: why,
+                    limit: "nobody changes what stands in front of the gateways".into(),
+                    accepted: false,
+                };
+                self.core.record_one(Event::GateChecked { gate: gate.clone() }).await?;
+                self.attempt_again = Instant::now() + GATE_EVERY;
+                return self.refuse_switch_in_time(vec![gate]).await;
+            }
+        };
         self.core.units.stop_verify().await;
         if self.core.state.owner == Side::Source && !look.baseline.is_empty() {
             self.core.record_one(Event::BaselineTaken { services: look.baseline.clone() }).await?;
@@ -531,6 +548,7 @@ impl Engine {
                 }
             }
         };
+        drop(entry);
         self.after_switch(end).await
     }
 

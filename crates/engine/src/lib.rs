@@ -43,6 +43,6 @@ pub use command::{ACCEPTABLE, Command, CommandError, CommandMessage, CommandOutc
 pub use decision::{DecisionAnswer, decision};
 pub use engine::Engine;
 pub use error::{EngineError, RunEnd};
-pub use ports::{Clock, Faults, Gateways, GuardPort, NoFaults, SystemClock, Workers};
+pub use ports::{Clock, EntryPort, Faults, Gateways, GuardPort, NoEntry, NoFaults, SystemClock, Workers};
 pub use rehome_journal::Goal;
 pub use settings::{ServiceInfo, SessionRule, Settings, Setup, World};

@@ -104,6 +104,25 @@ pub trait GuardPort: Debug + Send + Sync {
     async fn start(&self) -> Result<()>;
 }
 
+/// Between a switch and whoever changes what stands in front of the gateways (`rehome entry`): one of them at a time.
+pub trait EntryPort: Debug + Send + Sync {
+    /// Ours until the value is dropped; `None` while somebody changes an entry.
+    fn take(&self) -> Result<Option<EntryTaken>>;
+}
+
+/// Holds the entry as it is.
+pub type EntryTaken = Box<dyn Debug + Send + Sync>;
+
+/// Nothing stands in front of the gateways that could be changed from here.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoEntry;
+
+impl EntryPort for NoEntry {
+    fn take(&self) -> Result<Option<EntryTaken>> {
+        Ok(Some(Box::new(())))
+    }
+}
+
 /// Where a run can be interrupted on purpose, for tests and `--sabotage`; a no-op otherwise.
 #[async_trait]
 pub trait Faults: Debug + Send + Sync {

@@ -1,6 +1,6 @@
 //! What a run may cost and how it goes there, and the world it acts on. Plain data; no defaults elsewhere.
 
-use crate::ports::{Clock, Faults, Gateways, GuardPort, Workers};
+use crate::ports::{Clock, EntryPort, Faults, Gateways, GuardPort, Workers};
 use rehome_part::Part;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -118,6 +118,7 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     pub faults: Arc<dyn Faults>,
     pub guard: Arc<dyn GuardPort>,
+    pub entry: Arc<dyn EntryPort>,
 }
 
 /// Where a run lives and who drives it.

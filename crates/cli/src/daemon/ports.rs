@@ -3,9 +3,10 @@
 use super::launch;
 use crate::paths::RunFolder;
 use async_trait::async_trait;
-use rehome_engine::ports::{GuardPort, Workers};
+use rehome_engine::ports::{EntryPort, EntryTaken, GuardPort, Workers};
 use rehome_part::{Error, ErrorKind, Result, Side};
 use rehome_spec::Worker;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -83,5 +84,32 @@ impl GuardPort for GuardProcess {
         // Somebody has to take its exit status, or it stays as a zombie while the engine lives.
         std::thread::spawn(move || child.wait());
         Ok(())
+    }
+}
+
+/// The entry of a run on this machine: a lock that the kernel takes back from the dead. A switch holds it, and so does `rehome entry`
+/// while it changes something.
+#[derive(Debug)]
+pub struct EntryLock {
+    pub path: PathBuf,
+}
+
+impl EntryPort for EntryLock {
+    fn take(&self) -> Result<Option<EntryTaken>> {
+        let failed = |error: std::io::Error| {
+            Error::temporary(ErrorKind::Other, format!("{}: {error}", self.path.display()))
+        };
+        let file = std::fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&self.path)
+            .map_err(failed)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(failed(error.into())),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::faults::Planned;
 use super::gateways::ControlledGateways;
 use super::launch::Extras;
-use super::ports::{GuardProcess, ShellWorkers};
+use super::ports::{EntryLock, GuardProcess, ShellWorkers};
 use crate::commands::{self, Context};
 use crate::exit::CliError;
 use crate::paths::{self, RunFolder};
@@ -60,6 +60,7 @@ pub fn build(
         workers: Arc::new(ShellWorkers { workers: migration.workers.clone() }),
         clock: Arc::new(SystemClock),
         faults: Arc::new(Planned::new(&extras.faults, &extras.sabotage)),
+        entry: Arc::new(EntryLock { path: run.entry_lock() }),
         guard: Arc::new(GuardProcess {
             home: context.home.clone(),
             run: run.clone(),

@@ -140,3 +140,31 @@ async fn a_way_back_whose_gates_are_not_met_is_not_taken() {
     assert_eq!((rig.view().owner, rig.view().epoch), (Side::Target, Epoch(2)));
     drop(engine);
 }
+
+/// Somebody has the entry, so that the switch waits.
+#[derive(Debug, Default)]
+struct Taken(std::sync::atomic::AtomicBool);
+
+impl rehome_engine::EntryPort for Taken {
+    fn take(&self) -> Result<Option<rehome_engine::ports::EntryTaken>, rehome_part::Error> {
+        let free = !self.0.load(std::sync::atomic::Ordering::Relaxed);
+        Ok(free.then(|| Box::new(()) as rehome_engine::ports::EntryTaken))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_armed_while_somebody_changes_the_entry() {
+    let rig = Rig::new(Plan::Nothing);
+    let entry = std::sync::Arc::new(Taken(true.into()));
+    let world = rehome_engine::World { entry: entry.clone(), ..rig.world() };
+    let engine = rehome_engine::Engine::create(rig.setup("engine 1"), "run_1", "shop", world).await.unwrap();
+    let engine = Running::start(engine);
+    engine.command(Command::Goal { goal: Goal::Ready }).await.unwrap();
+    rig.until_phase(Phase::Ready).await;
+    let refused = engine.command(Command::Switch { rehearse: false }).await;
+    let Err(CommandError::GateNotMet { gates }) = refused else { panic!("{refused:?}") };
+    assert_eq!((gates[0].name.as_str(), rig.view().epoch), ("entry", Epoch::FIRST));
+    entry.0.store(false, std::sync::atomic::Ordering::Relaxed);
+    engine.command(Command::Switch { rehearse: false }).await.unwrap();
+    rig.until_phase(Phase::Switched).await;
+}

@@ -568,6 +568,7 @@ impl Rig {
             clock: Arc::new(self.clock.clone()),
             faults: Arc::clone(&self.faults) as Arc<dyn Faults>,
             guard: Arc::clone(&self.guard),
+            entry: Arc::new(rehome_engine::NoEntry),
         }
     }
 
