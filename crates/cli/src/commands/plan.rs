@@ -107,6 +107,8 @@ pub async fn make(path: &Path, migration: &Migration) -> Result<Plan, CliError> 
     }
     let known: Option<Vec<f64>> = planned.iter().map(|part| part.assessment.copy_seconds).collect();
     let steps = migration.switch.read_steps.len() as f64;
+    let compares = migration.services.iter().any(|service| service.shadow.share > 0);
+    let shadowed = compares.then_some(migration.switch.shadow_time);
     Ok(Plan {
         version: PLAN_VERSION,
         name: migration.migration.name.clone(),
@@ -115,7 +117,8 @@ pub async fn make(path: &Path, migration: &Migration) -> Result<Plan, CliError> 
         world_hash: hasher.finalize().to_hex().to_string(),
         steps: steps_of(migration, &planned),
         copy_seconds: known.map(|seconds| seconds.into_iter().fold(0.0, f64::max)),
-        shift_seconds: steps * migration.switch.read_step_time.0.as_secs_f64(),
+        shift_seconds: shadowed.map_or(0.0, |time| time.0.as_secs_f64())
+            + steps * migration.switch.read_step_time.0.as_secs_f64(),
         parts: planned,
         findings,
     })
@@ -218,6 +221,15 @@ fn steps_of(migration: &Migration, parts: &[PlannedPart]) -> Vec<PlannedStep> {
     }
     steps.push(step('>', "following", format!("follow every change of {names}"), Some("stop following")));
     steps.push(step('=', "ready", format!("verify {names}: an independent comparison"), None));
+    for service in migration.services.iter().filter(|service| service.shadow.share > 0) {
+        let text = format!(
+            "compare {} % of the reads of {} with the target's answers, for {}",
+            service.shadow.share,
+            service.name,
+            view::unit(switch.shadow_time)
+        );
+        steps.push(step('=', "ready", text, None));
+    }
     if !migration.services.is_empty() {
         let shares: Vec<String> = switch.read_steps.iter().map(|share| format!("{share} %")).collect();
         let text = format!(
