@@ -32,7 +32,7 @@ impl Key {
         let wrong = |what: &str| EntryError::unfit(what, hint);
         let wire = Name::from_ascii(name.trim())
             .ok()
-            .filter(|name| !name.is_root())
+            .filter(|name| !name.is_root() && name.num_labels() > 0)
             .ok_or_else(|| wrong("the name of the TSIG key is no name"))?;
         let algorithm = match algorithm.trim().trim_end_matches('.').to_ascii_lowercase().as_str() {
             "hmac-sha256" => TsigAlgorithm::HmacSha256,

@@ -1,0 +1,17 @@
+//! The DNS driver against BIND, against liars, and against servers that answer as the vendors document it.
+
+mod between;
+mod bind;
+mod liars;
+mod story;
+mod updates;
+
+use rehome_entry::dns::{DnsName, Entry};
+
+pub fn name(text: &str) -> DnsName {
+    DnsName::parse(text).unwrap()
+}
+
+pub fn entry(targets: &[&str], ttl: u32) -> Entry {
+    Entry::to(&targets.iter().map(|&text| text.to_owned()).collect::<Vec<_>>(), ttl).unwrap()
+}

@@ -1,0 +1,1 @@
+//! A name moved and put back.
