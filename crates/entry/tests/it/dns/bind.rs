@@ -1,4 +1,5 @@
-//! A BIND primary on 127.0.0.1 and, where wanted, its secondary on 127.0.0.2, with one zone that takes updates by key.
+//! A BIND primary on 127.0.0.1 and, where wanted, its secondary on [::1] (BIND listens on addresses that an interface has),
+//! with one zone that takes updates by key.
 
 use super::name;
 use rehome_entry::dns::authority::{Authority, Resolver};
@@ -9,6 +10,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 pub const ZONE: &str = "example.test";
 pub const NAME: &str = "shop.example.test";
@@ -65,6 +67,11 @@ impl Named {
     }
 
     pub fn start_again(&mut self) {
+        let folder = self.configuration.parent().unwrap();
+        if folder.ends_with("secondary") {
+            // It has to fetch the zone anew, and not when its own timer says so.
+            let _ = std::fs::remove_file(folder.join("zone.db"));
+        }
         *self = Self::start(&self.configuration).expect("its port is free");
     }
 }
@@ -105,14 +112,14 @@ fn free_port() -> u16 {
         let first = TcpListener::bind("127.0.0.1:0").unwrap();
         first.local_addr().unwrap().port()
     });
-    let mut ports = ports.filter(|port| free("127.0.0.1", *port) && free("127.0.0.2", *port));
+    let mut ports = ports.filter(|port| free("127.0.0.1", *port) && free("::1", *port));
     ports.next().expect("a port that is free on both addresses")
 }
 
 fn zone_file() -> String {
     let big: String = (1..=90).map(|host| format!("big A 192.0.2.{host}\n")).collect();
     format!(
-        "$TTL 300\n@ SOA ns1 root 1 2 1 3600 30\n@ NS ns1\n@ NS ns2\nns1 A 127.0.0.1\nns2 A 127.0.0.2\n@ A 192.0.2.80\n\
+        "$TTL 300\n@ SOA ns1 root 1 2 1 3600 30\n@ NS ns1\n@ NS ns2\nns1 A 127.0.0.1\nns2 AAAA ::1\n@ A 192.0.2.80\n\
          shop A 192.0.2.1\nshop A 192.0.2.2\nshop AAAA 2001:db8::1\nwww CNAME shop\nmail A 192.0.2.25\nmail MX 10 shop\n\
          *.wild A 192.0.2.99\nhinted A 192.0.2.3\nhinted HTTPS 1 . alpn=h2 ipv4hint=192.0.2.3\ngone DNAME example.net.\n\
          cut NS ns1.elsewhere.test.\nlocked A 192.0.2.4\n{big}"
@@ -157,7 +164,9 @@ impl Bind {
         let resolver = Resolver::new(self.address(), system_clock());
         assert_eq!(resolver.zone_of(&name(NAME)).await.unwrap(), name(ZONE));
         assert_eq!(resolver.primary_of(&name(ZONE), self.port).await.unwrap(), self.address());
-        Authority::find(&resolver, name(ZONE), self.port, system_clock()).await.unwrap()
+        let authority = Authority::find(&resolver, name(ZONE), self.port, system_clock()).await.unwrap();
+        all_answer(&authority).await;
+        authority
     }
 
     /// One server only, for tests that have no secondary.
@@ -166,11 +175,22 @@ impl Bind {
     }
 }
 
-fn options(folder: &Path, address: &str, port: u16) -> String {
+/// A secondary that was just started has to fetch the zone first.
+pub async fn all_answer(authority: &Authority) {
+    for _ in 0..200 {
+        if authority.look(&name(NAME)).await.iter().all(|sight| sight.view.is_ok()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{:?}", authority.look(&name(NAME)).await);
+}
+
+fn options(folder: &Path, v4: &str, v6: &str, port: u16) -> String {
     format!(
-        "options {{ directory \"{}\"; pid-file none; session-keyfile none; lock-file none; listen-on-v6 {{ none; }};\n\
-         listen-on port {port} {{ {address}; }}; recursion no; dnssec-validation no; notify-delay 0; notify-rate 1000;\n\
-         startup-notify-rate 1000; serial-query-rate 1000; transfer-source {address}; notify-source {address}; }};\n\
+        "options {{ directory \"{}\"; pid-file none; session-keyfile none; lock-file none; \n\
+         listen-on port {port} {{ {v4}; }}; listen-on-v6 port {port} {{ {v6}; }}; recursion no; dnssec-validation no; notify-delay 0; notify-rate 1000;\n\
+         startup-notify-rate 1000; serial-query-rate 1000; }};\n\
          controls {{ }};\n",
         folder.display()
     )
@@ -181,14 +201,14 @@ fn primary_files(folder: &Path, port: u16, secondary: Secondary) -> PathBuf {
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("zone.db"), zone_file()).unwrap();
     let notify = match secondary {
-        Secondary::Notified => format!("notify explicit; also-notify {{ 127.0.0.2 port {port}; }};"),
+        Secondary::Notified => format!("notify explicit; also-notify {{ ::1 port {port}; }};"),
         _ => "notify no;".into(),
     };
     let text = format!(
         "{}key move {{ algorithm {ALGORITHM}; secret \"{SECRET}\"; }};\n\
          zone \"{ZONE}\" {{ type primary; file \"zone.db\"; {notify} allow-transfer {{ any; }};\n\
          update-policy {{ deny move name locked.{ZONE} ANY; grant move zonesub ANY; }}; }};\n",
-        options(&folder, "127.0.0.1", port)
+        options(&folder, "127.0.0.1", "none", port)
     );
     let path = folder.join("named.conf");
     std::fs::write(&path, text).unwrap();
@@ -200,8 +220,8 @@ fn secondary_files(folder: &Path, port: u16) -> PathBuf {
     std::fs::create_dir(&folder).unwrap();
     let text = format!(
         "{}zone \"{ZONE}\" {{ type secondary; primaries {{ 127.0.0.1 port {port}; }}; file \"zone.db\"; notify no;\n\
-         allow-notify {{ 127.0.0.1; }}; min-refresh-time 1; max-refresh-time 3; }};\n",
-        options(&folder, "127.0.0.2", port)
+         allow-notify {{ any; }}; min-refresh-time 1; max-refresh-time 3; }};\n",
+        options(&folder, "none", "::1", port)
     );
     let path = folder.join("named.conf");
     std::fs::write(&path, text).unwrap();
