@@ -4,22 +4,23 @@
 //! DNS never decides anything: resolvers and programs keep old answers longer than they may, so the old entry goes on
 //! listening and proxying to the new side. Nothing here knows who owns the writes.
 
-//TODO pub mod alidns;
+pub mod alidns;
 pub mod authority;
-//TODO pub mod dnspod;
-//TODO pub mod edits;
+pub mod dnspod;
+pub mod edits;
 pub mod exchange;
-//TODO pub mod http;
+pub mod http;
 pub mod record;
 pub mod rfc2136;
-//TODO pub mod route53;
-//TODO mod signature;
+pub mod route53;
+mod signature;
 pub mod state;
 pub mod steps;
 pub mod tsig;
-//TODO pub mod usage;
+pub mod usage;
 
 pub use record::{DnsName, Entry, Kind, RecordSet};
+pub use signature::Credentials;
 
 use crate::EntryError;
 use async_trait::async_trait;
@@ -49,6 +50,8 @@ pub struct Capabilities {
 pub struct Found {
     /// The record sets an entry consists of.
     pub entry: Entry,
+    /// Records of one kind have different times to live, which one record set cannot have.
+    pub uneven: bool,
     /// Other types at the name (`MX`, `TXT`): they stay, and they forbid a CNAME.
     pub besides: Vec<String>,
     /// What a plain record set would flatten (weights, places, aliases, …): with any, nothing is changed.

@@ -110,7 +110,14 @@ impl Steps<'_> {
     fn state_for(&self, wish: &Wish, found: &Found) -> Result<State, EntryError> {
         let fresh = || {
             let (zone, provider) = (self.zone.origin().clone(), self.zone.provider());
-            State::new(self.name.clone(), zone, provider, found.entry.clone())
+            // Half of our own edit may look like this, and then there is a file.
+            match found.uneven {
+                false => Ok(State::new(self.name.clone(), zone, provider, found.entry.clone())),
+                true => Err(EntryError::unfit(
+                    format!("records of one kind at {} have different times to live", self.name),
+                    "give them the same one first: they could not be put back as they are",
+                )),
+            }
         };
         let nothing = || {
             EntryError::unfit(
@@ -119,12 +126,12 @@ impl Steps<'_> {
             )
         };
         let Some(state) = self.file.load()? else {
-            return if matches!(wish, Wish::Back | Wish::Finish) { Err(nothing()) } else { Ok(fresh()) };
+            return if matches!(wish, Wish::Back | Wish::Finish) { Err(nothing()) } else { fresh() };
         };
         // Put back and done with: what comes now is a new story.
         let over = state.is_settled() && state.last().is_some_and(|last| last.verb == Verb::Back);
         if over && matches!(wish, Wish::Lower { .. } | Wish::Point { .. }) {
-            return Ok(fresh());
+            return fresh();
         }
         if !state.is_ours(&found.entry, !self.zone.capabilities().atomic) {
             let left = state.last().map_or(&state.former, |last| &last.entry);

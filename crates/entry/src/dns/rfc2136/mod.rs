@@ -217,7 +217,7 @@ impl Zone for Rfc2136 {
         }
         let besides =
             besides.into_iter().filter(|kind| *kind != ALIAS).map(|kind| kind.to_string()).collect();
-        Ok(Found { entry: view.entry, besides, obstacles })
+        Ok(Found { entry: view.entry, uneven: false, besides, obstacles })
     }
 
     async fn replace(&self, name: &DnsName, before: &Entry, after: &Entry) -> Result<(), EntryError> {
