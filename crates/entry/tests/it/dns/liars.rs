@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-struct Liar {
-    address: SocketAddr,
+pub struct Liar {
+    pub address: SocketAddr,
     task: JoinHandle<()>,
 }
 
@@ -28,7 +28,7 @@ impl Drop for Liar {
 
 impl Liar {
     /// Answers each datagram with all that `lies` makes of it.
-    async fn start(lies: impl Fn(&Message) -> Vec<Vec<u8>> + Send + 'static) -> Self {
+    pub async fn start(lies: impl Fn(&Message) -> Vec<Vec<u8>> + Send + 'static) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let task = tokio::spawn(async move {
@@ -70,6 +70,19 @@ fn answer(asked: &Message, address: [u8; 4]) -> Message {
     };
     answer.add_answer(Record::from_rdata(owner, 300, data));
     answer
+}
+
+/// The truth for once: these are the name's A records.
+pub fn serve(asked: &Message, records: &[(String, u32)]) -> Vec<u8> {
+    let mut answer = answer(asked, [0; 4]);
+    if asked.queries[0].query_type() == RecordType::A {
+        answer.answers.clear();
+        for (value, ttl) in records {
+            let data = RData::A(A(value.parse().unwrap()));
+            answer.add_answer(Record::from_rdata(asked.queries[0].name().clone(), *ttl, data));
+        }
+    }
+    answer.to_vec().unwrap()
 }
 
 #[tokio::test]

@@ -1,8 +1,12 @@
 //! The DNS driver against BIND, against liars, and against servers that answer as the vendors document it.
 
+mod alidns;
 mod between;
 mod bind;
+mod dnspod;
 mod liars;
+mod route53;
+mod service;
 mod story;
 mod updates;
 
