@@ -27,6 +27,8 @@ pub enum Verb {
 #[serde(deny_unknown_fields)]
 pub struct Intent {
     pub verb: Verb,
+    /// What was found there.
+    pub before: Entry,
     pub entry: Entry,
     pub at: Timestamp,
 }
@@ -89,10 +91,13 @@ impl State {
         self.seen.as_ref().is_some_and(|seen| seen.intents == self.intended.len())
     }
 
-    pub fn intend(&mut self, verb: Verb, entry: &Entry, now: Timestamp) {
+    pub fn intend(&mut self, verb: Verb, before: &Entry, entry: &Entry, now: Timestamp) {
         let is_last = self.last().is_some_and(|last| last.verb == verb && last.entry == *entry);
-        if !is_last {
-            self.intended.push(Intent { verb, entry: entry.clone(), at: whole(now) });
+        // What was seen everywhere and is no longer there has to come once more.
+        let was_undone = self.is_settled() && before != entry;
+        if !is_last || was_undone {
+            let (before, entry, at) = (before.clone(), entry.clone(), whole(now));
+            self.intended.push(Intent { verb, before, entry, at });
         }
     }
 
@@ -101,9 +106,8 @@ impl State {
     pub fn saw(&mut self, entry: &Entry, negative_ttl: u32, now: Timestamp) {
         let from = self.seen.as_ref().map_or(0, |seen| seen.intents);
         let base = self.seen.as_ref().map_or(&self.former, |seen| &seen.entry);
-        let handed_out: Vec<&Entry> = std::iter::once(base)
-            .chain(self.intended.iter().skip(from).map(|intent| &intent.entry))
-            .collect();
+        let since = self.intended.iter().skip(from).flat_map(|intent| [&intent.before, &intent.entry]);
+        let handed_out: Vec<&Entry> = std::iter::once(base).chain(since).collect();
         let mut longest =
             handed_out.iter().filter(|old| **old != entry).map(|old| old.longest_ttl()).max().unwrap_or(0);
         let is_new = |set: &RecordSet| handed_out.iter().any(|old| old.get(set.kind).is_none());
@@ -265,18 +269,18 @@ mod tests {
     fn the_old_answer_lives_its_old_time_to_live_from_when_the_last_server_gave_it_up() {
         let (old, low, new) =
             (entry(&["192.0.2.1"], 3600), entry(&["192.0.2.1"], 60), entry(&["192.0.2.9"], 60));
-        let mut state = state(old);
-        state.intend(Verb::LowerTtl, &low, at(0));
+        let mut state = state(old.clone());
+        state.intend(Verb::LowerTtl, &old, &low, at(0));
         assert_eq!(state.older_gone(), None);
         state.saw(&low, 900, at(100));
         assert_eq!(state.older_gone(), Some(at(3700)));
         // Pointed too early: some caches still have the answer of an hour.
-        state.intend(Verb::Point, &new, at(200));
+        state.intend(Verb::Point, &low, &new, at(200));
         assert_eq!(state.older_gone(), None, "not seen everywhere");
         state.saw(&new, 900, at(210));
         assert_eq!(state.older_gone(), Some(at(3700)));
         // And back again, in time.
-        state.intend(Verb::LowerTtl, &low, at(5000));
+        state.intend(Verb::LowerTtl, &new, &low, at(5000));
         state.saw(&low, 900, at(5001));
         assert_eq!(state.older_gone(), Some(at(5061)));
     }
@@ -285,18 +289,33 @@ mod tests {
     fn what_was_never_seen_everywhere_counts_in_full() {
         let (old, low, new) =
             (entry(&["192.0.2.1"], 3600), entry(&["192.0.2.1"], 60), entry(&["192.0.2.9"], 60));
-        let mut state = state(old);
-        state.intend(Verb::LowerTtl, &low, at(0));
-        state.intend(Verb::Point, &new, at(4000));
+        let mut state = state(old.clone());
+        state.intend(Verb::LowerTtl, &old, &low, at(0));
+        state.intend(Verb::Point, &low, &new, at(4000));
         state.saw(&new, 900, at(4001));
         assert_eq!(state.older_gone(), Some(at(7601)));
     }
 
     #[test]
+    fn what_was_undone_and_is_done_again_counts_again() {
+        let (old, new) = (entry(&["192.0.2.1"], 300), entry(&["192.0.2.9"], 300));
+        let mut state = state(old.clone());
+        state.intend(Verb::Point, &old, &new, at(0));
+        state.saw(&new, 900, at(1));
+        state.intend(Verb::Point, &new, &new, at(50));
+        assert_eq!((state.intended.len(), state.older_gone()), (1, Some(at(301))));
+        // Somebody put the former records back by hand, and it is pointed once more.
+        state.intend(Verb::Point, &old, &new, at(1000));
+        assert_eq!(state.older_gone(), None);
+        state.saw(&new, 900, at(1001));
+        assert_eq!(state.older_gone(), Some(at(1301)));
+    }
+
+    #[test]
     fn that_something_was_not_there_is_kept_too() {
         let (old, new) = (entry(&["192.0.2.1"], 60), entry(&["192.0.2.9", "2001:db8::9"], 60));
-        let mut state = state(old);
-        state.intend(Verb::Point, &new, at(0));
+        let mut state = state(old.clone());
+        state.intend(Verb::Point, &old, &new, at(0));
         state.saw(&new, 900, at(10));
         assert_eq!(state.older_gone(), Some(at(910)));
     }
@@ -305,7 +324,7 @@ mod tests {
     fn nothing_of_ours_is_mistaken_for_somebody_else_s() {
         let (old, new) = (entry(&["192.0.2.1", "192.0.2.2"], 300), entry(&["192.0.2.9"], 60));
         let mut state = state(old.clone());
-        state.intend(Verb::Point, &new, at(0));
+        state.intend(Verb::Point, &old, &new, at(0));
         let mixed = entry(&["192.0.2.2", "192.0.2.9"], 300);
         assert!(state.is_ours(&old, false) && state.is_ours(&new, false));
         assert!(!state.is_ours(&mixed, false) && state.is_ours(&mixed, true));
@@ -322,7 +341,7 @@ mod tests {
         assert!(matches!(file.lock(), Err(EntryError::Unfit { .. })), "one at a time");
         assert_eq!(file.load().unwrap(), None);
         let mut state = state(entry(&["192.0.2.1"], 300));
-        state.intend(Verb::Point, &entry(&["192.0.2.9"], 60), at(1));
+        state.intend(Verb::Point, &entry(&["192.0.2.1"], 300), &entry(&["192.0.2.9"], 60), at(1));
         state.saw(&entry(&["192.0.2.9"], 60), 5, at(2));
         file.save(&state).unwrap();
         assert_eq!(file.load().unwrap(), Some(state.clone()));

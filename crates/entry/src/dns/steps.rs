@@ -267,7 +267,7 @@ impl Steps<'_> {
     /// # Errors
     /// `Changed` when someone else was faster; `Unreachable` when a server does not follow in time: run it again.
     pub async fn carry_out(&self, mut plan: Plan) -> Result<Outcome, EntryError> {
-        plan.state.intend(plan.verb, &plan.after, (self.clock)());
+        plan.state.intend(plan.verb, &plan.before, &plan.after, (self.clock)());
         self.file.save(&plan.state)?;
         let changed = plan.before != plan.after;
         if changed {

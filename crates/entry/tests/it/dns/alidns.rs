@@ -105,9 +105,9 @@ async fn it_keeps_the_contract() {
 #[tokio::test]
 async fn every_page_is_read() {
     let (service, zone) = start().await;
-    service.kept(|kept| {
-        (0..230).for_each(|n| drop(kept.add("shop", "A", &format!("10.0.{}.{}", n / 200, n % 200), 600, &[])))
-    });
+    for n in 0..230 {
+        service.kept(|kept| kept.add("shop", "A", &format!("10.0.{}.{}", n / 200, n % 200), 600, &[]));
+    }
     let found = zone.read(&name("shop.example.com")).await.unwrap();
     assert_eq!(found.entry.records().count(), 230);
     assert_eq!(service.kept(|kept| kept.count("DescribeSubDomainRecords")), 3);
