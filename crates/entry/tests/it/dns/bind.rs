@@ -34,7 +34,7 @@ pub struct Named {
 impl Named {
     /// `None` when it ended before it ran, as it does when its port was taken meanwhile.
     fn start(configuration: &Path) -> Option<Self> {
-        let mut child = Command::new(program().unwrap())
+        let mut child = Command::new(program("named").unwrap())
             .args(["-g", "-n", "1", "-c"])
             .arg(configuration)
             .stdin(Stdio::null())
@@ -90,20 +90,20 @@ pub struct Bind {
 }
 
 #[allow(clippy::print_stderr, reason = "a test that did not run says so")]
-fn program() -> Option<PathBuf> {
+pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    let found = folders.map(|folder: PathBuf| folder.join("named")).find(|path| path.exists());
+    let found = folders.map(|folder: PathBuf| folder.join(name)).find(|path| path.exists());
     if found.is_none() {
         let required = std::env::var_os("REHOME_REQUIRE_TOOLS").is_some();
-        assert!(!required, "named is missing: run scripts/tools.sh");
-        eprintln!("SKIPPED: named is missing; run scripts/tools.sh");
+        assert!(!required, "{name} is missing: run scripts/tools.sh");
+        eprintln!("SKIPPED: {name} is missing; run scripts/tools.sh");
     }
     found
 }
 
 /// A port that is free on both addresses, for UDP and TCP.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let free = |address: &str, port: u16| {
         let address: IpAddr = address.parse().unwrap();
         UdpSocket::bind((address, port)).is_ok() && TcpListener::bind((address, port)).is_ok()
@@ -129,7 +129,7 @@ fn zone_file() -> String {
 impl Bind {
     /// `None` where there is no BIND and none is required.
     pub fn start(secondary: Secondary) -> Option<Self> {
-        program()?;
+        program("named")?;
         for _ in 0..10 {
             let port = free_port();
             let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@ mod alidns;
 mod between;
 mod bind;
 mod dnspod;
+mod knot;
 mod liars;
 mod route53;
 mod service;
