@@ -21,6 +21,8 @@ const ALGORITHM: &str = "hmac-sha256";
 #[derive(Clone, Copy, PartialEq)]
 pub enum Secondary {
     None,
+    /// None, and the primary signs the zone (DNSSEC).
+    NoneSigned,
     Notified,
     /// It asks by itself every few seconds.
     Late,
@@ -136,7 +138,7 @@ impl Bind {
             let primary = Named::start(&primary_files(folder.path(), port, secondary));
             let Some(primary) = primary else { continue };
             let second = match secondary {
-                Secondary::None => None,
+                Secondary::None | Secondary::NoneSigned => None,
                 _ => match Named::start(&secondary_files(folder.path(), port)) {
                     None => continue,
                     started => started,
@@ -202,6 +204,7 @@ fn primary_files(folder: &Path, port: u16, secondary: Secondary) -> PathBuf {
     std::fs::write(folder.join("zone.db"), zone_file()).unwrap();
     let notify = match secondary {
         Secondary::Notified => format!("notify explicit; also-notify {{ ::1 port {port}; }};"),
+        Secondary::NoneSigned => "notify no; dnssec-policy default;".into(),
         _ => "notify no;".into(),
     };
     let text = format!(

@@ -184,6 +184,28 @@ async fn a_server_that_does_not_follow_is_named_and_the_same_call_goes_on() {
 }
 
 #[tokio::test]
+async fn a_zone_that_its_server_signs_stays_signed() {
+    let Some(bind) = Bind::start(Secondary::NoneSigned) else { return };
+    let (zone, authority) = (bind.zone(), bind.alone());
+    let folder = tempfile::tempdir().unwrap();
+    let desk = Desk::new(&zone, &authority, folder.path());
+    let signed = async || authority.look(&name(NAME)).await[0].view.as_ref().is_ok_and(|view| view.signed);
+    for _ in 0..400 {
+        if signed().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let plan = desk.plan(&point()).await.unwrap();
+    assert!(plan.notes.iter().any(|note| note.contains("DNSSEC")), "{:?}", plan.notes);
+    let outcome = desk.with(async |steps| steps.carry_out(plan).await).await.unwrap();
+    assert!(!outcome.notes.iter().any(|note| note.contains("without a signature")), "{:?}", outcome.notes);
+    assert!(signed().await);
+    desk.run(&Wish::Back).await.unwrap();
+    assert_eq!(everywhere(&authority).await, [there()]);
+}
+
+#[tokio::test]
 async fn servers_that_do_not_agree_are_left_alone() {
     let (Some(one), Some(two)) = (Bind::start(Secondary::None), Bind::start(Secondary::None)) else { return };
     two.zone().replace(&name(NAME), &there(), &entry(&["198.51.100.1"], 300)).await.unwrap();
