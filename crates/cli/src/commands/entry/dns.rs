@@ -105,7 +105,7 @@ pub struct ChangeArgs {
     #[command(flatten)]
     pub provider: ProviderArgs,
     /// Say yes to what would be asked
-    #[arg(long, short)]
+    #[arg(long)]
     pub yes: bool,
     /// How long all authoritative servers are waited for, in seconds
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
