@@ -4,6 +4,7 @@
 //! Nothing here is ever a fence or a decision: who owns the writes is the gateways' and the engine's business. A driver never
 //! prints, and changes nothing that it did not show before.
 
+pub mod dns;
 pub mod error;
 pub mod program;
 

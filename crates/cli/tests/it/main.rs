@@ -5,6 +5,7 @@
 mod bad_input;
 mod crash;
 mod demo;
+mod dns;
 mod documents;
 mod foreign;
 mod gateways;
