@@ -1,0 +1,4 @@
+mod lexer;
+mod survey;
+mod tree;
+pub use tree::Tree;
