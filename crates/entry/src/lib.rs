@@ -7,6 +7,7 @@
 pub mod address;
 pub mod change;
 pub mod diff;
+mod edit;
 pub mod error;
 pub mod files;
 pub mod finding;
