@@ -246,6 +246,16 @@ impl Change<'_> {
     }
 }
 
+/// What a removal would do to each file, without doing it.
+///
+/// # Errors
+/// As [`Change::remove`].
+pub fn preview(record: &Record, back: &Back<'_>) -> Result<Vec<FileChange>, EntryError> {
+    let files = goals(&record.files, back)?;
+    let goals = files.iter().filter_map(|kept| Some((kept.path.as_path(), kept.goal.as_deref()?)));
+    Ok(steps_now(goals)?.into_iter().filter(|step| step.before != step.after).collect())
+}
+
 fn kept(change: &FileChange) -> Kept {
     Kept { path: change.path.clone(), before: change.before.clone(), after: change.after.clone(), goal: None }
 }

@@ -3,7 +3,7 @@
 
 use super::lexer::{Lexer, Token, Word, Wrong, wrong};
 use crate::EntryError;
-use crate::files::{self, Original};
+use crate::files::{self, FileChange, Original};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ const MAX_FILES: usize = 2_000;
 const MAX_BYTES: usize = 64 << 20;
 
 /// Blocks of pairs, not of directives: what they include leads nowhere and is not read.
-const TABLES: [&str; 6] = ["map", "geo", "types", "split_clients", "charset_map", "match"];
+const TABLES: [&str; 5] = ["map", "geo", "types", "split_clients", "charset_map"];
 
 #[derive(Debug, Clone)]
 pub struct Directive {
@@ -67,6 +67,8 @@ pub struct Tree {
     pub folder: PathBuf,
     numbers: HashMap<PathBuf, usize>,
     bytes: usize,
+    /// Contents to take in the place of what the disk holds.
+    instead: HashMap<PathBuf, Vec<u8>>,
 }
 
 impl Tree {
@@ -75,13 +77,48 @@ impl Tree {
     /// # Errors
     /// When a file cannot be read or understood; the text names file and line.
     pub fn read(config: &Path) -> Result<Self, EntryError> {
-        let original = files::read(config)?;
+        Self::read_with(config, &[])
+    }
+
+    /// The same, as if the changes were made.
+    pub(super) fn read_with(config: &Path, changes: &[FileChange]) -> Result<Self, EntryError> {
         // nginx takes the folder of the path it was given, not of the file that a link leads to.
         let named = std::path::absolute(config).map_err(files::failed(config))?;
         let folder = named.parent().unwrap_or(Path::new("/")).to_owned();
-        let mut tree = Self { files: Vec::new(), folder, numbers: HashMap::new(), bytes: 0 };
+        let instead = changes.iter().map(|change| (change.path.clone(), change.after.clone())).collect();
+        let mut tree = Self { files: Vec::new(), folder, numbers: HashMap::new(), bytes: 0, instead };
+        let original = tree.load(config)?;
         tree.add(original, &mut Vec::new())?;
         Ok(tree)
+    }
+
+    fn load(&self, path: &Path) -> Result<Original, EntryError> {
+        let mut original = files::read(path)?;
+        if let Some(bytes) = self.instead.get(&original.real) {
+            original.bytes.clone_from(bytes);
+        }
+        Ok(original)
+    }
+
+    /// Everything in one file: each `include` replaced by what it includes.
+    pub(super) fn flat(&self) -> Vec<u8> {
+        self.flat_file(0)
+    }
+
+    fn flat_file(&self, number: usize) -> Vec<u8> {
+        let Some(source) = self.files.get(number) else { return Vec::new() };
+        let bytes = &source.original.bytes;
+        let (mut flat, mut at) = (Vec::with_capacity(bytes.len()), 0);
+        for include in includes(&source.directives) {
+            flat.extend_from_slice(bytes.get(at..include.span.start).unwrap_or_default());
+            for included in &include.included {
+                flat.extend(self.flat_file(*included));
+                flat.push(b'\n');
+            }
+            at = include.span.end;
+        }
+        flat.extend_from_slice(bytes.get(at..).unwrap_or_default());
+        flat
     }
 
     pub fn main(&self) -> &[Directive] {
@@ -147,11 +184,11 @@ impl Tree {
         for directive in directives {
             if directive.name() == "include" {
                 for path in self.matching(directive)? {
-                    let original = files::read(&path)?;
+                    let original = self.load(&path)?;
                     directive.included.push(self.add(original, under)?);
                 }
             } else if let Some(block) = &mut directive.block
-                && !TABLES.contains(&directive.words[0].text.as_str())
+                && !directive.words.first().is_some_and(|name| TABLES.contains(&name.text.as_str()))
             {
                 self.follow(&mut block.children, under)?;
             }
@@ -183,6 +220,19 @@ impl Tree {
         let paths: Result<Vec<PathBuf>, _> = found.take(MAX_FILES).collect();
         paths.map_err(|error| unfit(error.to_string()))
     }
+}
+
+/// Those that were followed, in the order of the file.
+fn includes(directives: &[Directive]) -> Vec<&Directive> {
+    let mut found = Vec::new();
+    for directive in directives {
+        if directive.name() == "include" {
+            found.push(directive);
+        } else if !TABLES.contains(&directive.name()) {
+            found.extend(includes(directive.children()));
+        }
+    }
+    found
 }
 
 fn place(path: &Path, bytes: &[u8], at: usize) -> String {
@@ -268,6 +318,8 @@ mod tests {
         assert!(tree.place_of(inner).ends_with("one:1"), "{}", tree.place_of(inner));
         let source = &tree.files[inner.file].original.bytes;
         assert_eq!(&source[inner.span.clone()], b"inner { x; }");
+        let flat = String::from_utf8(tree.flat()).unwrap();
+        assert_eq!(flat, "a;\none;\ntwo;\n\nhttp { inner { x; }\n map $a $b { include none; } }\n");
 
         write("one", "include nginx.conf;");
         let error = Tree::read(&folder.path().join("nginx.conf")).unwrap_err().to_string();
