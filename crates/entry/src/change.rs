@@ -349,3 +349,141 @@ fn describe(seen: &Seen) -> String {
         Err(why) => format!("{}: {why}", seen.route),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quiet::NoRun;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A server that takes everything, answers by what its files say, and stops for ever at its n-th call, as a kill does.
+    #[derive(Debug)]
+    struct Stops {
+        config: PathBuf,
+        at: usize,
+        calls: AtomicUsize,
+    }
+
+    impl Stops {
+        async fn step(&self) {
+            if self.calls.fetch_add(1, Ordering::SeqCst) == self.at {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Served for Stops {
+        async fn would_take(&self, _: &[FileChange]) -> Result<(), EntryError> {
+            self.step().await;
+            Ok(())
+        }
+        async fn takes(&self) -> Result<(), EntryError> {
+            self.step().await;
+            Ok(())
+        }
+        async fn take_up(&self, _: &[FileChange]) -> Result<TakenUp, EntryError> {
+            self.step().await;
+            Ok(TakenUp { by: "reload", ..TakenUp::default() })
+        }
+        async fn look(&self) -> Vec<Seen> {
+            self.step().await;
+            let through_gateway = std::fs::read(&self.config).is_ok_and(|bytes| bytes.starts_with(b"gateway"));
+            vec![Seen { route: "/".into(), answer: Ok(200), through_gateway }]
+        }
+    }
+
+    fn place() -> (tempfile::TempDir, Vec<FileChange>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| std::fs::canonicalize(folder.path()).unwrap().join(name);
+        let change = |name: &str| {
+            std::fs::write(path(name), b"source \xff").unwrap();
+            FileChange { path: path(name), before: b"source \xff".to_vec(), after: b"gateway \xff".to_vec() }
+        };
+        let changes = vec![change("one.conf"), change("two.conf")];
+        (folder, changes)
+    }
+
+    /// Runs until it is done or stands still.
+    async fn killed<T>(work: impl Future<Output = Result<T, EntryError>>) -> Option<Result<T, EntryError>> {
+        tokio::time::timeout(Duration::from_millis(50), work).await.ok()
+    }
+
+    fn holds(changes: &[FileChange], what: &[u8]) -> bool {
+        changes.iter().all(|change| std::fs::read(&change.path).unwrap().starts_with(what))
+    }
+
+    #[tokio::test]
+    async fn killed_at_any_step_it_goes_on_or_back() {
+        for goes_on in [true, false] {
+            for at in 0..8 {
+                let (folder, changes) = place();
+                let config = changes[0].path.clone();
+                let server = |at| Stops { config: config.clone(), at, calls: AtomicUsize::new(0) };
+                let open = || Records::open(folder.path(), "test", &config).unwrap();
+                let (records, stops) = (open(), server(at));
+                let change = Change { records: &records, served: &stops, quiet: &NoRun };
+                let first = killed(change.install(&changes)).await;
+                assert_eq!(first.is_some(), at > 4, "five calls: look, would_take, takes, take_up, look");
+                drop(records);
+
+                let (records, runs) = (open(), server(usize::MAX));
+                let change = Change { records: &records, served: &runs, quiet: &NoRun };
+                if goes_on {
+                    let again = if first.is_some() { &[][..] } else { &changes[..] };
+                    change.install(again).await.unwrap();
+                    assert!(holds(&changes, b"gateway"));
+                    assert_eq!(records.load().unwrap().unwrap().stage, Stage::Installed);
+                }
+                change.remove(Back::Source).await.unwrap();
+                assert!(holds(&changes, b"source \xff"), "killed at {at}");
+                assert!(records.load().unwrap().is_none());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_removal_killed_at_any_step_goes_on_or_back() {
+        for goes_on in [true, false] {
+            for at in 0..5 {
+                let (folder, changes) = place();
+                let config = changes[0].path.clone();
+                let server = |at| Stops { config: config.clone(), at, calls: AtomicUsize::new(0) };
+                let open = || Records::open(folder.path(), "test", &config).unwrap();
+                let (records, runs, stops) = (open(), server(usize::MAX), server(at));
+                let whole = Change { records: &records, served: &runs, quiet: &NoRun };
+                whole.install(&changes).await.unwrap();
+                let change = Change { records: &records, served: &stops, quiet: &NoRun };
+                assert!(killed(change.remove(Back::Source)).await.is_none());
+                if goes_on {
+                    whole.remove(Back::Source).await.unwrap();
+                    assert!(holds(&changes, b"source") && records.load().unwrap().is_none());
+                } else {
+                    whole.install(&[]).await.unwrap();
+                    assert!(holds(&changes, b"gateway"), "killed at {at}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_edit_of_others_is_refused_also_after_a_kill() {
+        let (folder, changes) = place();
+        let config = changes[0].path.clone();
+        let records = Records::open(folder.path(), "test", &config).unwrap();
+        let stops = Stops { config: config.clone(), at: 3, calls: AtomicUsize::new(0) };
+        let change = Change { records: &records, served: &stops, quiet: &NoRun };
+        assert!(killed(change.install(&changes)).await.is_none());
+        std::fs::write(&changes[1].path, "theirs").unwrap();
+        let runs = Stops { config, at: usize::MAX, calls: AtomicUsize::new(0) };
+        let change = Change { records: &records, served: &runs, quiet: &NoRun };
+        for error in [
+            change.install(&changes).await.unwrap_err(),
+            change.remove(Back::Source).await.unwrap_err(),
+        ] {
+            assert!(matches!(error, EntryError::Changed { .. }), "{error}");
+        }
+        assert_eq!(std::fs::read(&changes[1].path).unwrap(), b"theirs");
+    }
+}

@@ -42,7 +42,7 @@ impl Finding {
 
 /// Findings without repetition, the gravest first.
 pub(crate) fn sorted(mut findings: Vec<Finding>) -> Vec<Finding> {
-    findings.sort_by(|one, two| two.gravity.cmp(&one.gravity).then_with(|| one.place.cmp(&two.place)));
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.gravity));
     let mut kept: Vec<Finding> = Vec::with_capacity(findings.len());
     for finding in findings {
         if !kept.contains(&finding) {
