@@ -1,6 +1,7 @@
 //! nginx: the gateway becomes its upstream in one planned reload, and leaves again the same way. Weights, hold and switch are the
 //! gateway's; nginx only passes requests on. What nginx can do alone is in [`alone`].
 
+pub mod alone;
 mod lexer;
 mod plan;
 mod server;

@@ -131,6 +131,10 @@ impl Nginx {
         }
     }
 
+    pub(super) async fn can_reload(&self, tree: &Tree) -> bool {
+        self.reload.is_some() || self.master(tree).await.is_ok()
+    }
+
     async fn pid_path(&self, tree: &Tree) -> Result<PathBuf, EntryError> {
         if let Some(path) = &self.pid_file {
             return Ok(path.clone());

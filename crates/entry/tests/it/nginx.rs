@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use http::Method;
 use rehome_entry::EntryError;
 use rehome_entry::finding::Gravity;
+use rehome_entry::nginx::alone::Alone;
 use rehome_entry::nginx::{Nginx, Plan, To};
 use rehome_entry::quiet::{Guard, NoRun, Quiet};
 use rehome_entry::service::{Service, Towards};
@@ -513,4 +514,100 @@ async fn a_reload_under_load_loses_at_most_what_it_says() {
     );
     assert_eq!(failed, 0);
     assert!(reset <= said, "{reset} resets, {said} said");
+}
+
+const ALONE: &str = "http { include temp.conf; include alone/rehome-shop-http.conf;\n server { listen 127.0.0.1:PORT;\n\
+                     include alone/rehome-shop-server.conf; location / { include alone/rehome-shop-location.conf; } } }\n";
+
+fn alone(parties: &Parties) -> Alone {
+    Alone {
+        service: "shop".into(),
+        source: vec![parties.source.url()],
+        target: vec![parties.target.url()],
+        target_owns: false,
+        percent: 0,
+        reads: ["GET", "HEAD", "OPTIONS"].map(String::from).to_vec(),
+        key: "$http_x_client".into(),
+        mirror: 0,
+    }
+}
+
+/// Which side each of some hundred clients reads from, and writes to.
+async fn sides(address: &str) -> (Vec<String>, Vec<String>) {
+    let (mut reads, mut writes) = (Vec::new(), Vec::new());
+    let mut line = Line::open(address).await.unwrap();
+    for number in 0..400 {
+        let client = format!("client-{number}");
+        reads.push(line.send_as(Method::GET, &client).await.unwrap().body);
+        if number % 20 == 0 {
+            for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
+                writes.push(line.send_as(method, &client).await.unwrap().body);
+            }
+        }
+        if line.is_closed() {
+            line = Line::open(address).await.unwrap();
+        }
+    }
+    (reads, writes)
+}
+
+#[tokio::test]
+async fn nginx_alone_splits_reads_by_client_and_never_a_write() {
+    let Some(program) = tool("nginx") else { return };
+    let parties = Parties::new().await;
+    let mut nginx = Running::prepare(&program, ALONE, &[("alone/README", "")]);
+    let folder = nginx.folder.path().join("etc/alone");
+    let mut files = alone(&parties);
+    let (changed, reloaded) = nginx.driver.write_alone(&files, &folder, &NoRun).await.unwrap_or_else(|error| {
+        panic!("nginx takes what is written: {error}");
+    });
+    // Not running yet: the files are there, nothing could be reloaded.
+    assert!(changed.len() == 3 && reloaded.is_none());
+    nginx.start().await;
+    let part = |reads: &[String]| reads.iter().filter(|side| *side == "target").count();
+    let mut former = 0;
+    for (percent, expected) in [(0, 0..=0), (25, 70..=130), (50, 160..=240), (100, 400..=400), (0, 0..=0)] {
+        files.percent = percent;
+        let (_, reloaded) = nginx.driver.write_alone(&files, &folder, &NoRun).await.unwrap();
+        assert_eq!(reloaded.is_some(), percent != former, "a step is a reload, no step is none");
+        former = percent;
+        let (reads, writes) = sides(&nginx.address()).await;
+        assert!(expected.contains(&part(&reads)), "{percent} %: {} of 400", part(&reads));
+        assert!(writes.iter().all(|side| side == "source"), "{percent} %: {writes:?}");
+        assert_eq!(sides(&nginx.address()).await.0, reads, "the same client reads from the same side");
+    }
+    files.target_owns = true;
+    nginx.driver.write_alone(&files, &folder, &NoRun).await.unwrap();
+    let (reads, writes) = sides(&nginx.address()).await;
+    assert!(reads.iter().chain(&writes).all(|side| side == "target"));
+}
+
+#[tokio::test]
+async fn nginx_alone_mirrors_a_sample_of_reads() {
+    let Some(program) = tool("nginx") else { return };
+    let parties = Parties::new().await;
+    let mut nginx = Running::prepare(&program, ALONE, &[("alone/README", "")]);
+    let folder = nginx.folder.path().join("etc/alone");
+    let files = Alone { mirror: 50, ..alone(&parties) };
+    nginx.driver.write_alone(&files, &folder, &NoRun).await.unwrap();
+    nginx.start().await;
+    let (reads, _) = sides(&nginx.address()).await;
+    assert!(reads.iter().all(|side| side == "source"), "the answer is the source's");
+    let copies = || parties.target.count(Method::GET);
+    until("the copies", async || copies() > 150).await;
+    assert!((150..=250).contains(&copies()), "{} of 400", copies());
+    let got = parties.target.got.lock().unwrap().clone();
+    assert!(got.iter().all(|got| got.method == Method::GET && got.path == "/"), "no write is ever mirrored");
+}
+
+#[tokio::test]
+async fn what_nginx_alone_does_not_take_is_not_left_there() {
+    let Some(program) = tool("nginx") else { return };
+    let parties = Parties::new().await;
+    let nginx = Running::prepare(&program, ALONE, &[("alone/README", "")]);
+    let folder = nginx.folder.path().join("etc/alone");
+    let files = Alone { key: "$no_such_variable".into(), ..alone(&parties) };
+    let error = nginx.driver.write_alone(&files, &folder, &NoRun).await.unwrap_err().to_string();
+    assert!(error.contains("no_such_variable"), "{error}");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 }

@@ -209,10 +209,25 @@ impl Line {
     }
 
     pub async fn send(&mut self, method: Method, host: &str, path: &str) -> Result<Fetched, String> {
+        self.exchange(method, host, path, "").await
+    }
+
+    /// As a client with a name of its own.
+    pub async fn send_as(&mut self, method: Method, client: &str) -> Result<Fetched, String> {
+        self.exchange(method, "shop.example", "/", client).await
+    }
+
+    async fn exchange(
+        &mut self,
+        method: Method,
+        host: &str,
+        path: &str,
+        client: &str,
+    ) -> Result<Fetched, String> {
         self.0.ready().await.map_err(|error| error.to_string())?;
         let body = if method == Method::GET { Bytes::new() } else { Bytes::from_static(b"body") };
-        let request =
-            Request::builder().method(method).uri(path).header(header::HOST, host).body(Full::from(body)).unwrap();
+        let request = Request::builder().method(method).uri(path).header(header::HOST, host);
+        let request = request.header("x-client", client).body(Full::from(body)).unwrap();
         let answered = tokio::time::timeout(Duration::from_secs(30), self.0.send_request(request)).await;
         let response = answered.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
         let location =
