@@ -65,6 +65,9 @@ pub struct HostPort {
 impl HostPort {
     /// `host`, `host:port`, `[v6]:port`; `None` for everything else (sockets, variables).
     pub fn parse(text: &str, default_port: u16) -> Option<Self> {
+        if text.contains('+') {
+            return None;
+        }
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (host, after) = rest.split_once(']')?;
             match after.strip_prefix(':') {
@@ -119,6 +122,10 @@ impl Names {
         }
         one.host.eq_ignore_ascii_case(&two.host)
             || !self.addresses(&one.host).is_disjoint(&self.addresses(&two.host))
+    }
+
+    pub(crate) fn first(&self, host: &str) -> Option<IpAddr> {
+        self.addresses(host).into_iter().next()
     }
 
     fn addresses(&self, host: &str) -> BTreeSet<IpAddr> {

@@ -67,6 +67,13 @@ enum Proof {
     NotGateway,
 }
 
+/// Whom users reach once the gateway is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    Source,
+    Target,
+}
+
 /// Where a removal leads.
 #[derive(Debug, Clone)]
 pub enum Back<'a> {

@@ -11,6 +11,7 @@ mod edit;
 pub mod error;
 pub mod files;
 pub mod finding;
+pub mod haproxy;
 pub mod nginx;
 mod probe;
 mod process;

@@ -11,7 +11,7 @@ mod tree;
 
 use crate::EntryError;
 use crate::address::Names;
-use crate::change::{Back, Change, Done};
+use crate::change::{Back, Change, Done, To};
 use crate::files::FileChange;
 use crate::quiet::Quiet;
 use crate::record::{Record, Records, Stage};
@@ -112,13 +112,6 @@ impl Nginx {
         let tree = Tree::read_with(&self.config, &before)?;
         Ok(plan_of(&tree, services, Towards::Target).await?.unless_stopped()?.files)
     }
-}
-
-/// Where a removal leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum To {
-    Source,
-    Target,
 }
 
 async fn plan_of(tree: &Tree, services: &[Service], towards: Towards) -> Result<Plan, EntryError> {

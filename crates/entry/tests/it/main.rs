@@ -2,5 +2,6 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on ends, and says why")]
 
+mod haproxy;
 mod nginx;
 mod support;
