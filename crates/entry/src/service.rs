@@ -1,7 +1,11 @@
 //! What a driver needs to know of a service: where it is, where its gateway is, and how long the gateway may keep a write.
 
+use crate::EntryError;
 use crate::address::{Address, HostPort, Names};
+use crate::probe::{self, Place, Question};
 use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -56,4 +60,36 @@ impl Service {
         let all = self.source.iter().chain(&self.target).chain([&self.gateway]);
         all.map(|address| address.host.clone())
     }
+}
+
+/// Before anything is changed: does a gateway answer where requests are to go?
+///
+/// # Errors
+/// When nobody answers there, or somebody else.
+pub(crate) async fn gateways_answer(services: &[Service]) -> Result<(), EntryError> {
+    for service in services {
+        let host = service.gateway.host.as_str();
+        let found = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, service.gateway.port))).await;
+        // A name that nobody knows is the server's own to refuse, with its own words.
+        let Some(address) = found.ok().and_then(Result::ok).and_then(|mut all| all.next()) else { continue };
+        let seen = probe::ask(&Question {
+            place: Place::Tcp(address),
+            secure: service.gateway.secure,
+            prior_knowledge: false,
+            proxy_header: service.proxy_protocol,
+            host: "localhost".into(),
+            path: service.health.clone().unwrap_or_else(|| "/".into()),
+        })
+        .await;
+        let what = match seen.answer {
+            Err(why) => format!("no gateway answers at {}: {why}", service.gateway),
+            // A refusal for a host or path that is none of its services' is its own answer and has no `Via`.
+            Ok(status) if !seen.through_gateway && !matches!(status, 404 | 421) => {
+                format!("what answers at {} is no rehome gateway", service.gateway)
+            }
+            Ok(_) => continue,
+        };
+        return Err(EntryError::unfit(what, "start it with `rehome gateway`; nothing was changed"));
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ pub mod hold;
 mod plan;
 mod runtime;
 mod server;
+mod swap;
 
 use crate::EntryError;
 use crate::address::Names;
@@ -14,7 +15,7 @@ use crate::change::{Back, Change, Done, Served, TakenUp, To};
 use crate::files::{self, FileChange};
 use crate::quiet::{self, Quiet};
 use crate::record::{Record, Records, Stage};
-use crate::service::{Service, Towards};
+use crate::service::{Service, Towards, gateways_answer};
 use config::Config;
 use hold::Hold;
 use plan::{Planner, address_of};
@@ -61,6 +62,7 @@ impl Haproxy {
         way: Way,
         quiet: &dyn Quiet,
     ) -> Result<Done, EntryError> {
+        gateways_answer(services).await?;
         let records = Records::open(&self.state, DRIVER, self.first_config()?)?;
         let begun =
             records.load()?.filter(|record| matches!(record.stage, Stage::Installing | Stage::Removing));

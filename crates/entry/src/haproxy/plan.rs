@@ -403,8 +403,9 @@ impl<'c> Planner<'c> {
         let state = config.sections.iter().flat_map(|section| &section.lines);
         let state = state.filter(|line| line.word(0) == "load-server-state-from-file");
         if let Some(line) = state.filter(|line| line.word(1) != "none").last() {
-            let text = "servers get their state from a file at a reload: write it again after every change at runtime".into();
-            let remedy = "echo \"show servers state\" to the socket into that file, before each reload";
+            let text = "at a reload the addresses in the state file win over those in the configuration".into();
+            let remedy = "write the file again once this is done (`show servers state` of the socket), before anybody reloads: \
+                          else the former address comes back";
             self.say("state-file", Gravity::Look, line, text, remedy);
         }
     }

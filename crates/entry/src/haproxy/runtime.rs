@@ -219,11 +219,17 @@ impl Runtime {
         self.order(&["set", "server", &format!("{backend}/{server}"), "state", "ready"]).await
     }
 
-    /// Another address for a server, from the next request on.
+    /// Another address for a server. Connections that are under a request in that moment stay where they lead, and are used
+    /// again: [`super::swap`] is the way that leaves none.
     ///
     /// # Errors
     /// When HAProxy does not say that it has it.
-    pub async fn move_server(&self, backend: &str, server: &str, to: SocketAddr) -> Result<(), EntryError> {
+    pub(super) async fn move_server(
+        &self,
+        backend: &str,
+        server: &str,
+        to: SocketAddr,
+    ) -> Result<(), EntryError> {
         let (place, ip, port) = (format!("{backend}/{server}"), to.ip().to_string(), to.port().to_string());
         let answer = self.command(&["set", "server", &place, "addr", &ip, "port", &port]).await?;
         let running = self.of(backend).await?;
@@ -234,7 +240,16 @@ impl Runtime {
         }
     }
 
-    async fn of(&self, backend: &str) -> Result<Vec<RunningServer>, EntryError> {
+    pub(super) async fn set_state(
+        &self,
+        backend: &str,
+        server: &str,
+        state: &str,
+    ) -> Result<(), EntryError> {
+        self.order(&["set", "server", &format!("{backend}/{server}"), "state", state]).await
+    }
+
+    pub(super) async fn of(&self, backend: &str) -> Result<Vec<RunningServer>, EntryError> {
         let mut servers = self.servers().await?;
         servers.retain(|server| server.backend == backend);
         if servers.is_empty() {

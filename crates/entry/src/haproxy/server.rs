@@ -4,6 +4,7 @@
 use super::config::{Config, all_files};
 use super::plan::{Stands, address_of, stands};
 use super::runtime::Runtime;
+use super::swap::{self, Move};
 use crate::EntryError;
 use crate::address::{HostPort, Names};
 use crate::change::{Seen, Served, TakenUp};
@@ -13,7 +14,7 @@ use crate::process::{self, Pid};
 use crate::program;
 use crate::service::Service;
 use async_trait::async_trait;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -94,7 +95,16 @@ impl Served for Running<'_> {
     async fn take_up(&self, _: &[FileChange]) -> Result<TakenUp, EntryError> {
         match &self.haproxy.runtime {
             Some(runtime) if self.by_runtime => self.move_servers(runtime).await,
-            _ => self.haproxy.reload().await,
+            Some(runtime) => {
+                let mut taken_up = self.haproxy.reload().await?;
+                // A state file may have given them the addresses of before.
+                let moved = self.move_servers(runtime).await?;
+                if moved.by == "runtime" {
+                    taken_up.notes.extend(moved.notes);
+                }
+                Ok(taken_up)
+            }
+            None => self.haproxy.reload().await,
         }
     }
 
@@ -126,25 +136,27 @@ impl Running<'_> {
         let names = Names::look_up(hosts.chain(self.services.iter().flat_map(Service::hosts))).await;
         let running = runtime.servers().await?;
         let is_ours = |at: &HostPort| stands(at, self.services, &names) != Stands::Elsewhere;
-        let mut moved = 0;
+        let mut moves: BTreeMap<String, Vec<Move>> = BTreeMap::new();
         for (backend, server, at) in wanted.iter().filter(|(_, _, at)| is_ours(at)) {
             let found = running.iter().find(|one| one.backend == *backend && one.server == *server);
-            let now = found.and_then(|one| address_of(&one.address));
-            if now.as_ref().is_some_and(|now| names.is_same(now, at) || !is_ours(now)) {
+            let Some(now) = found.and_then(|one| address_of(&one.address)) else { continue };
+            if names.is_same(&now, at) || !is_ours(&now) {
                 continue;
             }
-            let ip = names.first(&at.host).ok_or_else(|| {
+            let resolved = |at: &HostPort| names.first(&at.host).map(|ip| SocketAddr::new(ip, at.port));
+            let to = resolved(at).ok_or_else(|| {
                 EntryError::unfit(format!("nobody knows the name {}", at.host), "write its address")
             })?;
-            runtime.move_server(backend, server, SocketAddr::new(ip, at.port)).await?;
-            moved += 1;
+            let found = Move { server: server.clone(), from: resolved(&now), to };
+            moves.entry(backend.clone()).or_default().push(found);
+        }
+        let by = if moves.is_empty() { "none" } else { "runtime" };
+        let mut notes = Vec::new();
+        for (backend, moves) in &moves {
+            notes.extend(swap::swap(runtime, backend, moves).await?);
         }
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let notes = vec![format!(
-            "{moved} servers got their new address at runtime: no reload, no connection of a client was closed; requests under \
-             way finish where they began"
-        )];
-        Ok(TakenUp { by: "runtime", milliseconds, open_connections: Some(0), still_finishing: 0, notes })
+        Ok(TakenUp { by, milliseconds, open_connections: Some(0), still_finishing: 0, notes })
     }
 }
 

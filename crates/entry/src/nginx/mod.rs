@@ -15,7 +15,7 @@ use crate::change::{Back, Change, Done, To};
 use crate::files::FileChange;
 use crate::quiet::Quiet;
 use crate::record::{Record, Records, Stage};
-use crate::service::{Service, Towards};
+use crate::service::{Service, Towards, gateways_answer};
 use plan::Planner;
 pub use plan::{Plan, Route};
 pub use server::Nginx;
@@ -38,7 +38,13 @@ impl Nginx {
     ///
     /// # Errors
     /// As [`Change::install`].
-    pub async fn install(&self, plan: &Plan, quiet: &dyn Quiet) -> Result<Done, EntryError> {
+    pub async fn install(
+        &self,
+        services: &[Service],
+        plan: &Plan,
+        quiet: &dyn Quiet,
+    ) -> Result<Done, EntryError> {
+        gateways_answer(services).await?;
         let records = Records::open(&self.state, DRIVER, &self.config)?;
         let running = Running { nginx: self, questions: &plan.questions };
         let begun = matches!(records.load()?, Some(Record { stage: Stage::Installing | Stage::Removing, .. }));

@@ -84,7 +84,8 @@ impl Running {
     }
 
     async fn install(&self, service: &Service) -> Result<rehome_entry::change::Done, EntryError> {
-        self.driver.install(&self.propose(service).await, &NoRun).await
+        let plan = self.propose(service).await;
+        self.driver.install(std::slice::from_ref(service), &plan, &NoRun).await
     }
 
     async fn remove(&self, service: &Service, to: To) -> Result<rehome_entry::change::Done, EntryError> {
@@ -336,7 +337,7 @@ async fn what_nginx_refuses_changes_nothing() {
     let plan = nginx.propose(&parties.service()).await;
     let broken = String::from_utf8(std::fs::read(config).unwrap()).unwrap().replace("listen", "lissen");
     std::fs::write(config, &broken).unwrap();
-    let error = nginx.driver.install(&plan, &NoRun).await.unwrap_err();
+    let error = nginx.driver.install(&[parties.service()], &plan, &NoRun).await.unwrap_err();
     assert!(matches!(error, EntryError::Changed { .. } | EntryError::Unfit { .. }), "{error}");
     assert_eq!(std::fs::read_to_string(config).unwrap(), broken, "somebody's own mistake stays theirs");
     assert_eq!(nginx.get("/").await.body, "source");
@@ -349,7 +350,7 @@ async fn an_edit_between_proposal_and_install_is_not_written_over() {
     let config = &nginx.driver.config;
     let edited = format!("{}# mine\n", std::fs::read_to_string(config).unwrap());
     std::fs::write(config, &edited).unwrap();
-    let error = nginx.driver.install(&plan, &NoRun).await.unwrap_err();
+    let error = nginx.driver.install(&[parties.service()], &plan, &NoRun).await.unwrap_err();
     assert!(matches!(error, EntryError::Changed { .. }), "{error}");
     assert_eq!(std::fs::read_to_string(config).unwrap(), edited);
 
@@ -387,8 +388,11 @@ async fn without_proof_everything_is_put_back() {
     service.gateway = parties.target.url();
     service.target = vec![parties.gateway.url()];
     let error = nginx.install(&service).await.unwrap_err().to_string();
-    assert!(error.contains("no request was seen to go through the gateway"), "{error}");
+    assert!(error.contains("is no rehome gateway"), "{error}");
     assert_eq!(nginx.bytes(), before);
+    let gone = Origin::gateway().await.url();
+    let error = nginx.install(&Service { gateway: gone, ..service }).await.unwrap_err().to_string();
+    assert!(error.contains("no gateway answers"), "{error}");
 }
 
 #[derive(Debug)]
@@ -422,14 +426,14 @@ async fn nothing_changes_between_armed_and_open() {
     let (before, held) = (nginx.bytes(), Arc::<AtomicBool>::default());
     let plan = nginx.propose(&parties.service()).await;
     let quiet = Asked { allowed: false, held: Arc::clone(&held) };
-    let error = nginx.driver.install(&plan, &quiet).await.unwrap_err().to_string();
+    let error = nginx.driver.install(&[parties.service()], &plan, &quiet).await.unwrap_err().to_string();
     assert!(error.contains("not now: the run shop-1"), "{error}");
     assert_eq!(nginx.bytes(), before);
     assert!(nginx.driver.record().unwrap().is_none());
-    assert!(parties.gateway.got.lock().unwrap().is_empty());
 
     let quiet = Asked { allowed: true, held: Arc::clone(&held) };
-    let work = nginx.driver.install(&plan, &quiet);
+    let services = [parties.service()];
+    let work = nginx.driver.install(&services, &plan, &quiet);
     let mut work = std::pin::pin!(work);
     let mut was_held = false;
     loop {
