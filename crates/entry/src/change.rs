@@ -235,7 +235,8 @@ impl Change<'_> {
             let now = files::read_bytes(path)?;
             // Only what we wrote is taken back; a file that somebody else wrote meanwhile stays theirs.
             let is_ours = known.iter().any(|kept| {
-                kept.path == path && (now == kept.after || kept.goal.as_ref().is_some_and(|goal| now == *goal))
+                kept.path == path
+                    && (now == kept.after || kept.goal.as_ref().is_some_and(|goal| now == *goal))
             });
             if is_ours && now != bytes {
                 files::replace(path, bytes)?;
@@ -310,7 +311,8 @@ fn goals(known: &[Kept], back: &Back<'_>) -> Result<Vec<Kept>, EntryError> {
                 .map_or(&kept.before, |change| &change.after),
         };
         let now = files::read_bytes(&kept.path)?;
-        let is_there = now == *wanted || kept.goal.as_ref().is_some_and(|goal| now == *goal && goal == wanted);
+        let is_there =
+            now == *wanted || kept.goal.as_ref().is_some_and(|goal| now == *goal && goal == wanted);
         let goal = if is_there || now == kept.before && matches!(back, Back::Source) {
             now
         } else if now == kept.before || kept.goal.as_ref() == Some(&now) {
@@ -396,7 +398,8 @@ mod tests {
         }
         async fn look(&self) -> Vec<Seen> {
             self.step().await;
-            let through_gateway = std::fs::read(&self.config).is_ok_and(|bytes| bytes.starts_with(b"gateway"));
+            let through_gateway =
+                std::fs::read(&self.config).is_ok_and(|bytes| bytes.starts_with(b"gateway"));
             vec![Seen { route: "/".into(), answer: Ok(200), through_gateway }]
         }
     }
@@ -485,10 +488,9 @@ mod tests {
         std::fs::write(&changes[1].path, "theirs").unwrap();
         let runs = Stops { config, at: usize::MAX, calls: AtomicUsize::new(0) };
         let change = Change { records: &records, served: &runs, quiet: &NoRun };
-        for error in [
-            change.install(&changes).await.unwrap_err(),
-            change.remove(Back::Source).await.unwrap_err(),
-        ] {
+        for error in
+            [change.install(&changes).await.unwrap_err(), change.remove(Back::Source).await.unwrap_err()]
+        {
             assert!(matches!(error, EntryError::Changed { .. }), "{error}");
         }
         assert_eq!(std::fs::read(&changes[1].path).unwrap(), b"theirs");

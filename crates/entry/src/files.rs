@@ -2,6 +2,7 @@
 //! link: the file behind it is the one that is replaced, and the caller can say so.
 
 use crate::EntryError;
+use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -24,6 +25,17 @@ impl Original {
     pub fn is_link(&self) -> bool {
         fs::symlink_metadata(&self.named).is_ok_and(|found| found.file_type().is_symlink())
     }
+
+    pub(crate) fn link(&self) -> Link {
+        Link { link: self.named.clone(), file: self.real.clone() }
+    }
+}
+
+/// A link whose file is changed in its place: the link itself stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Link {
+    pub link: PathBuf,
+    pub file: PathBuf,
 }
 
 /// What is to become of one file.

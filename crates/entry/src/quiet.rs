@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use std::any::Any;
 
 /// As long as this lives, no switch may be armed.
-pub struct Guard(#[expect(dead_code, reason = "it is held, never looked at")] Option<Box<dyn Any + Send + Sync>>);
+pub struct Guard(
+    #[expect(dead_code, reason = "it is held, never looked at")] Option<Box<dyn Any + Send + Sync>>,
+);
 
 impl Guard {
     pub fn holding(what: impl Any + Send + Sync) -> Self {

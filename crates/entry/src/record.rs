@@ -178,7 +178,11 @@ fn written(folder: &Path) -> Result<Option<Written>, EntryError> {
     let bytes = files::read_bytes(&path)?;
     let written: Written =
         serde_json::from_slice(&bytes).map_err(|error| broken(&path, &error.to_string()))?;
-    if written.version == VERSION { Ok(Some(written)) } else { Err(broken(&path, "another version wrote it")) }
+    if written.version == VERSION {
+        Ok(Some(written))
+    } else {
+        Err(broken(&path, "another version wrote it"))
+    }
 }
 
 fn load(folder: &Path) -> Result<Option<Record>, EntryError> {
@@ -205,7 +209,8 @@ mod tests {
         let records = Records::open(folder.path(), "nginx", &config).unwrap();
         assert!(records.load().unwrap().is_none());
         assert!(Records::open(folder.path(), "nginx", &config).is_err(), "one at a time");
-        let mut kept = Kept { path: config.clone(), before: b"\xff1".to_vec(), after: b"2".to_vec(), goal: None };
+        let mut kept =
+            Kept { path: config.clone(), before: b"\xff1".to_vec(), after: b"2".to_vec(), goal: None };
         records.save(&Record { stage: Stage::Installing, files: vec![kept.clone()] }).unwrap();
         kept.goal = Some(b"3".to_vec());
         records.save(&Record { stage: Stage::Removing, files: vec![kept.clone()] }).unwrap();

@@ -69,7 +69,8 @@ impl Service {
 pub(crate) async fn gateways_answer(services: &[Service]) -> Result<(), EntryError> {
     for service in services {
         let host = service.gateway.host.as_str();
-        let found = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, service.gateway.port))).await;
+        let found =
+            tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, service.gateway.port))).await;
         // A name that nobody knows is the server's own to refuse, with its own words.
         let Some(address) = found.ok().and_then(Result::ok).and_then(|mut all| all.next()) else { continue };
         let seen = probe::ask(&Question {

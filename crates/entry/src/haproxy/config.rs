@@ -9,8 +9,24 @@ use std::path::{Path, PathBuf};
 const MAX_FILES: usize = 500;
 
 const SECTIONS: [&str; 18] = [
-    "global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "userlist", "program", "ring", "mailers",
-    "http-errors", "cache", "fcgi-app", "log-forward", "crt-store", "traces", "namespace_list",
+    "global",
+    "defaults",
+    "frontend",
+    "backend",
+    "listen",
+    "peers",
+    "resolvers",
+    "userlist",
+    "program",
+    "ring",
+    "mailers",
+    "http-errors",
+    "cache",
+    "fcgi-app",
+    "log-forward",
+    "crt-store",
+    "traces",
+    "namespace_list",
 ];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,10 +159,9 @@ impl Config {
             let section = &self.sections[number];
             let named = section.head.find(1, "from").map(|at| section.head.word(at + 1).to_owned());
             let found = match named {
-                Some(name) => self
-                    .sections
-                    .iter()
-                    .position(|other| other.kind() == "defaults" && other.name() == name),
+                Some(name) => {
+                    self.sections.iter().position(|other| other.kind() == "defaults" && other.name() == name)
+                }
                 None if section.kind() == "defaults" => None,
                 None => last,
             };
@@ -288,7 +303,7 @@ mod tests {
         };
         assert_eq!((timeout("a").as_str(), timeout("b").as_str()), ("5s", "7s"));
         let server = config.sections[3].servers().next().unwrap();
-        assert_eq!(&text[server.words[2].span.clone()], "1.2.3.4:80");
+        assert_eq!(&text.as_bytes()[server.words[2].span.clone()], b"1.2.3.4:80");
         assert!(config.place(server).ends_with("haproxy.cfg:8"));
     }
 }

@@ -28,11 +28,7 @@ pub(super) fn questions(config: &Config, backend: &Section, service: &Service) -
                     prior_knowledge: http2 && !has("ssl"),
                     proxy_header: has("accept-proxy"),
                     host: wish.host.clone().unwrap_or_else(|| "localhost".into()),
-                    path: wish
-                        .path
-                        .clone()
-                        .or_else(|| service.health.clone())
-                        .unwrap_or_else(|| "/".into()),
+                    path: wish.path.clone().or_else(|| service.health.clone()).unwrap_or_else(|| "/".into()),
                 }));
             }
         }
@@ -61,9 +57,9 @@ fn wish(section: &Section, rule: &Line) -> Wish {
     for name in rule.words.iter().skip(3).map(|word| word.text.as_str()) {
         for acl in section.lines.iter().filter(|line| line.begins(&["acl", name])) {
             let what = acl.word(2);
-            let value = acl.words.get(3..).unwrap_or_default().iter().map(|word| word.text.as_str());
-            let value = value.filter(|word| !word.starts_with('-') && !matches!(*word, "str" | "beg" | "dom")).next();
-            let Some(value) = value else { continue };
+            let is_value = |word: &&str| !word.starts_with('-') && !matches!(*word, "str" | "beg" | "dom");
+            let mut words = acl.words.iter().skip(3).map(|word| word.text.as_str());
+            let Some(value) = words.find(is_value) else { continue };
             if what.contains("hdr") && what.contains("host") || what.starts_with("ssl_fc_sni") {
                 wish.host = Some(value.to_owned());
             } else if what.starts_with("path") && value.starts_with('/') {
@@ -85,7 +81,8 @@ fn place(text: &str) -> Option<Place> {
         return Some(Place::Tcp(SocketAddr::from(([127, 0, 0, 1], port))));
     }
     let at = address_of(text)?;
-    let ip: IpAddr = if at.host == "localhost" { Ipv4Addr::LOCALHOST.into() } else { at.host.parse().ok()? };
+    let ip: IpAddr =
+        if at.host == "localhost" { Ipv4Addr::LOCALHOST.into() } else { at.host.parse().ok()? };
     let ip = match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

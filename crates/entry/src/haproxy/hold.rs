@@ -41,7 +41,9 @@ impl Hold {
         let map = self.map_path();
         let map_name = map.display().to_string();
         if !self.folder.is_absolute()
-            || map_name.chars().any(|sign| sign.is_whitespace() || sign.is_control() || "\"'\\#$".contains(sign))
+            || map_name
+                .chars()
+                .any(|sign| sign.is_whitespace() || sign.is_control() || "\"'\\#$".contains(sign))
         {
             return Err(EntryError::unfit(
                 format!("{} cannot be named in a configuration", self.folder.display()),
@@ -78,7 +80,8 @@ impl Hold {
     /// # Errors
     /// When the configuration cannot be read, or a method is none.
     pub fn plan(&self, configs: &[PathBuf]) -> Result<Vec<FileChange>, EntryError> {
-        let is_method = |method: &String| !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_alphabetic());
+        let is_method =
+            |method: &String| !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_alphabetic());
         if let Some(wrong) = self.reads.iter().find(|method| !is_method(method)) {
             return Err(EntryError::unfit(format!("`{wrong}` is no method"), "write it like GET"));
         }
@@ -87,9 +90,8 @@ impl Hold {
         let load = format!("lua-load {}", self.script_path().display());
         if config.global(&["lua-load", &self.script_path().display().to_string()]).is_none() {
             let global = config.sections.iter().find(|section| section.kind() == "global");
-            let global = global.ok_or_else(|| {
-                EntryError::unfit("the configuration has no `global` section", "add one")
-            })?;
+            let global = global
+                .ok_or_else(|| EntryError::unfit("the configuration has no `global` section", "add one"))?;
             add(&config, &mut edits, global, &[load]);
         }
         let unless = match self.reads.is_empty() {
@@ -101,7 +103,8 @@ impl Hold {
             "http-request return status 503 hdr Retry-After 1 if { var(txn.rehome_over) -m bool }".to_owned(),
         ];
         let is_http = |section: &&Section| {
-            section.has_binds() && config.setting(section, &["mode"]).is_some_and(|line| line.word(1) == "http")
+            section.has_binds()
+                && config.setting(section, &["mode"]).is_some_and(|line| line.word(1) == "http")
         };
         for section in config.sections.iter().filter(is_http) {
             if !section.lines.iter().any(|line| line.begins(&["http-request", ACTION])) {

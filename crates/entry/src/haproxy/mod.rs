@@ -18,9 +18,9 @@ use crate::record::{Record, Records, Stage};
 use crate::service::{Service, Towards, gateways_answer};
 use config::Config;
 use hold::Hold;
-use plan::{Planner, address_of};
 pub use plan::{Plan, Route};
-pub use runtime::{Info, Runtime, RunningServer};
+use plan::{Planner, address_of};
+pub use runtime::{Info, RunningServer, Runtime};
 pub use server::Haproxy;
 use server::Running;
 use std::path::Path;
@@ -118,6 +118,47 @@ impl Haproxy {
             To::Target if record.is_some() => change.remove(Back::Target(&goals)).await,
             _ => change.remove(Back::Source).await,
         }
+    }
+
+    /// The socket that the configuration names with the rights to change something.
+    ///
+    /// # Errors
+    /// When the configuration cannot be read.
+    pub fn socket_in(configs: &[std::path::PathBuf]) -> Result<Option<Runtime>, EntryError> {
+        let config = Config::read(configs, &[])?;
+        let lines = config.sections.iter().filter(|section| section.kind() == "global");
+        let mut lines = lines.flat_map(|section| &section.lines);
+        let is_admin = |line: &&config::Line| {
+            line.begins(&["stats", "socket"])
+                && line.find(3, "level").is_some_and(|at| line.word(at + 1) == "admin")
+        };
+        let found = lines.find(is_admin).map(|line| line.word(2).trim_start_matches("unix@"));
+        Ok(found.map(|text| Runtime::parse(text.trim_start_matches("ipv4@"))))
+    }
+
+    /// The servers of a backend that stand for a side, as they run now.
+    ///
+    /// # Errors
+    /// When the socket does not answer.
+    pub async fn servers_of_side(
+        &self,
+        runtime: &Runtime,
+        services: &[Service],
+        backend: &str,
+        side: To,
+    ) -> Result<Vec<String>, EntryError> {
+        let names = Names::look_up(services.iter().flat_map(Service::hosts)).await;
+        let is_it = |server: &RunningServer| {
+            let Some(at) = address_of(&server.address) else { return false };
+            let stands = plan::stands(&at, services, &names);
+            match side {
+                To::Source => matches!(stands, plan::Stands::Source(_)),
+                To::Target => matches!(stands, plan::Stands::Target(_)),
+            }
+        };
+        let running = runtime.servers().await?;
+        let ours = running.into_iter().filter(|server| server.backend == backend).filter(is_it);
+        Ok(ours.map(|server| server.server).collect())
     }
 
     /// Writes the hold's files and lines, and reloads once. Nothing happens where it is prepared already.

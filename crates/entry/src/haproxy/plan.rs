@@ -6,23 +6,44 @@ use super::doors;
 use crate::EntryError;
 use crate::address::{Address, HostPort, Names};
 use crate::edit::{Edits, indent, line_around, line_end};
-use crate::files::FileChange;
+use crate::files::{FileChange, Link};
 use crate::finding::{Finding, Gravity, sorted};
 use crate::probe::Question;
 use crate::service::{Service, Towards};
 use serde::Serialize;
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Words of a `server` line that concern TLS to it, with how many values follow each.
 const TLS_WORDS: [(&str, usize); 21] = [
-    ("ssl", 0), ("check-ssl", 0), ("no-check-ssl", 0), ("verify", 1), ("verifyhost", 1), ("ca-file", 1), ("crl-file", 1), ("crt", 1),
-    ("sni", 1), ("alpn", 1), ("npn", 1), ("check-sni", 1), ("check-alpn", 1), ("ciphers", 1), ("ciphersuites", 1), ("ssl-min-ver", 1),
-    ("ssl-max-ver", 1), ("force-tlsv12", 0), ("force-tlsv13", 0), ("no-tls-tickets", 0), ("no-ssl-reuse", 0),
+    ("ssl", 0),
+    ("check-ssl", 0),
+    ("no-check-ssl", 0),
+    ("verify", 1),
+    ("verifyhost", 1),
+    ("ca-file", 1),
+    ("crl-file", 1),
+    ("crt", 1),
+    ("sni", 1),
+    ("alpn", 1),
+    ("npn", 1),
+    ("check-sni", 1),
+    ("check-alpn", 1),
+    ("ciphers", 1),
+    ("ciphersuites", 1),
+    ("ssl-min-ver", 1),
+    ("ssl-max-ver", 1),
+    ("force-tlsv12", 0),
+    ("force-tlsv13", 0),
+    ("no-tls-tickets", 0),
+    ("no-ssl-reuse", 0),
 ];
 const PROXY_WORDS: [(&str, usize); 5] = [
-    ("send-proxy", 0), ("send-proxy-v2", 0), ("send-proxy-v2-ssl", 0), ("send-proxy-v2-ssl-cn", 0), ("check-send-proxy", 0),
+    ("send-proxy", 0),
+    ("send-proxy-v2", 0),
+    ("send-proxy-v2-ssl", 0),
+    ("send-proxy-v2-ssl-cn", 0),
+    ("check-send-proxy", 0),
 ];
 const LIMIT_WORDS: [(&str, usize); 3] = [("maxconn", 1), ("minconn", 1), ("maxqueue", 1)];
 
@@ -44,7 +65,7 @@ pub struct Plan {
     pub routes: Vec<Route>,
     pub files: Vec<FileChange>,
     pub findings: Vec<Finding>,
-    pub links: Vec<(PathBuf, PathBuf)>,
+    pub links: Vec<Link>,
     /// Only addresses of servers change: the runtime API can do it without a reload.
     pub only_addresses: bool,
     pub(crate) questions: Vec<Question>,
@@ -147,7 +168,7 @@ impl<'c> Planner<'c> {
         Ok(Plan { routes, files, findings: sorted(self.findings), links, only_addresses, questions })
     }
 
-    fn files(&self) -> Result<(Vec<FileChange>, Vec<(PathBuf, PathBuf)>), EntryError> {
+    fn files(&self) -> Result<(Vec<FileChange>, Vec<Link>), EntryError> {
         let (mut files, mut links) = (Vec::new(), Vec::new());
         for (number, original) in self.config.files.iter().enumerate() {
             let Some(edits) = self.edits.get(&number).filter(|edits| !edits.is_empty()) else { continue };
@@ -155,7 +176,7 @@ impl<'c> Planner<'c> {
             if change.before != change.after {
                 files.push(change);
                 if original.is_link() {
-                    links.push((original.named.clone(), original.real.clone()));
+                    links.push(original.link());
                 }
             }
         }
@@ -202,7 +223,13 @@ impl<'c> Planner<'c> {
                     line.word(2),
                     service.name
                 );
-                self.say("other-server", Gravity::Stop, line, text, "name it in `source_peers`, or mark it `disabled`");
+                self.say(
+                    "other-server",
+                    Gravity::Stop,
+                    line,
+                    text,
+                    "name it in `source_peers`, or mark it `disabled`",
+                );
             }
         }
         for (number, (line, of)) in ours.iter().enumerate() {
@@ -240,17 +267,30 @@ impl<'c> Planner<'c> {
             lines.filter(|line| line.word(0) == "default-server").any(|line| line.find(1, word).is_some())
         };
         let has = |word: &str| line.find(3, word).is_some() || inherited(word);
-        let (tls, limits, proxy) = (has("ssl"), has("maxconn"), PROXY_WORDS.iter().any(|(word, _)| has(word)));
+        let (tls, limits, proxy) =
+            (has("ssl"), has("maxconn"), PROXY_WORDS.iter().any(|(word, _)| has(word)));
         let (tls_inherited, limit_inherited) = (inherited("ssl"), inherited("maxconn"));
         let proxy_inherited = PROXY_WORDS.iter().any(|(word, _)| inherited(word));
         match (tls, to.secure) {
             (true, false) => {
                 self.take_words(line, &TLS_WORDS, tls_inherited.then_some("no-ssl"));
-                self.say("no-tls", Gravity::Note, line, "the gateway is spoken to without TLS here".into(), "");
+                self.say(
+                    "no-tls",
+                    Gravity::Note,
+                    line,
+                    "the gateway is spoken to without TLS here".into(),
+                    "",
+                );
             }
             (false, true) => {
                 let text = "the gateway speaks TLS and this line does not".into();
-                self.say("tls", Gravity::Stop, line, text, "add `ssl verify required ca-file …` to the line, then try again");
+                self.say(
+                    "tls",
+                    Gravity::Stop,
+                    line,
+                    text,
+                    "add `ssl verify required ca-file …` to the line, then try again",
+                );
             }
             _ => {}
         }
@@ -266,7 +306,13 @@ impl<'c> Planner<'c> {
             (true, false) => {
                 self.take_words(line, &PROXY_WORDS, proxy_inherited.then_some("no-send-proxy"));
                 let text = "`send-proxy` goes: the gateway of this service wants no PROXY header".into();
-                self.say("send-proxy", Gravity::Look, line, text, "set `proxy_protocol = true` for the service to keep it");
+                self.say(
+                    "send-proxy",
+                    Gravity::Look,
+                    line,
+                    text,
+                    "set `proxy_protocol = true` for the service to keep it",
+                );
             }
             (false, true) => {
                 self.only_addresses = false;
@@ -334,10 +380,10 @@ impl<'c> Planner<'c> {
         }
         let Some(original) = self.config.files.get(section.head.file) else { return };
         let bytes = &original.bytes;
-        let indent = section.lines.first().map_or_else(
-            || "    ".to_owned(),
-            |line| indent(bytes, line_around(bytes, line.span.start)),
-        );
+        let indent = section
+            .lines
+            .first()
+            .map_or_else(|| "    ".to_owned(), |line| indent(bytes, line_around(bytes, line.span.start)));
         let text = format!("{}{indent}{} {value}  # rehome", line_end(bytes), name.join(" "));
         let end = section.head.span.end;
         self.edits(section.head.file).put(end..end, text);
@@ -362,7 +408,8 @@ impl<'c> Planner<'c> {
         if mode != "http" {
             if !service.proxy_protocol {
                 let text = "`mode tcp` passes bytes: to the gateway all clients are HAProxy".into();
-                let remedy = "set `proxy_protocol = true` for the service and name HAProxy in its `trusted_proxies`";
+                let remedy =
+                    "set `proxy_protocol = true` for the service and name HAProxy in its `trusted_proxies`";
                 self.say("tcp", Gravity::Look, &section.head, text, remedy);
             }
             return;
@@ -370,13 +417,16 @@ impl<'c> Planner<'c> {
         let all = self.config.sections.iter().filter(|one| one.has_binds() || one.name() == section.name());
         let says = |line: &&Line| {
             line.begins(&["option", "forwardfor"])
-                || line.word(0).starts_with("http-request") && line.words.iter().any(|word| {
-                    word.text.to_ascii_lowercase().starts_with("x-forwarded-")
-                })
+                || line.word(0).starts_with("http-request")
+                    && line
+                        .words
+                        .iter()
+                        .any(|word| word.text.to_ascii_lowercase().starts_with("x-forwarded-"))
         };
-        let spoken = all.flat_map(|one| &one.lines).find(says).or_else(|| {
-            self.config.setting(section, &["option", "forwardfor"])
-        });
+        let spoken = all
+            .flat_map(|one| &one.lines)
+            .find(says)
+            .or_else(|| self.config.setting(section, &["option", "forwardfor"]));
         let remedy = "name HAProxy's address in the service's `trusted_proxies`";
         match spoken {
             Some(line) if service.trusts_entry != Some(true) => {
@@ -401,9 +451,10 @@ impl<'c> Planner<'c> {
             self.say("condition", Gravity::Look, line, text, "see that the proposal fits both ways");
         }
         let state = config.sections.iter().flat_map(|section| &section.lines);
-        let state = state.filter(|line| line.word(0) == "load-server-state-from-file");
-        if let Some(line) = state.filter(|line| line.word(1) != "none").last() {
-            let text = "at a reload the addresses in the state file win over those in the configuration".into();
+        let mut state = state.filter(|line| line.word(0) == "load-server-state-from-file");
+        if let Some(line) = state.rfind(|line| line.word(1) != "none") {
+            let text =
+                "at a reload the addresses in the state file win over those in the configuration".into();
             let remedy = "write the file again once this is done (`show servers state` of the socket), before anybody reloads: \
                           else the former address comes back";
             self.say("state-file", Gravity::Look, line, text, remedy);

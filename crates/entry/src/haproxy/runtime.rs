@@ -67,7 +67,10 @@ impl Runtime {
     /// nobody answers.
     pub async fn command(&self, words: &[&str]) -> Result<String, EntryError> {
         if let Some(wrong) = words.iter().find(|word| !is_word(word)) {
-            return Err(EntryError::unfit(format!("`{wrong}` is no name"), "see `rehome entry haproxy show`"));
+            return Err(EntryError::unfit(
+                format!("`{wrong}` is no name"),
+                "see `rehome entry haproxy show`",
+            ));
         }
         let line = words.join(" ");
         let answered = tokio::time::timeout(PATIENCE, self.exchange(&line)).await;
@@ -78,7 +81,8 @@ impl Runtime {
             })
         })?;
         let answer = answer.trim().to_owned();
-        let refused = |text: &str| EntryError::Refused { whom: format!("haproxy at {self}"), text: text.into() };
+        let refused =
+            |text: &str| EntryError::Refused { whom: format!("haproxy at {self}"), text: text.into() };
         if answer.starts_with("Permission denied") {
             return Err(refused("the socket needs `level admin` for this (stats socket … level admin)"));
         }
@@ -173,7 +177,10 @@ impl Runtime {
         for (name, weight) in weights {
             known(&running, backend, name)?;
             if *weight > 256 {
-                return Err(EntryError::unfit(format!("{name}={weight}: a weight is 0 to 256"), "0 sends nobody new"));
+                return Err(EntryError::unfit(
+                    format!("{name}={weight}: a weight is 0 to 256"),
+                    "0 sends nobody new",
+                ));
             }
         }
         let after = |server: &RunningServer| {
@@ -240,12 +247,7 @@ impl Runtime {
         }
     }
 
-    pub(super) async fn set_state(
-        &self,
-        backend: &str,
-        server: &str,
-        state: &str,
-    ) -> Result<(), EntryError> {
+    pub(super) async fn set_state(&self, backend: &str, server: &str, state: &str) -> Result<(), EntryError> {
         self.order(&["set", "server", &format!("{backend}/{server}"), "state", state]).await
     }
 
@@ -287,7 +289,9 @@ fn nobody_left(backend: &str) -> EntryError {
 /// A command is a line: what could end it or begin another one is no word.
 fn is_word(word: &str) -> bool {
     !word.is_empty()
-        && word.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b';' | b'\\' | b'"' | b'\'' | b'<'))
+        && word
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b';' | b'\\' | b'"' | b'\'' | b'<'))
 }
 
 #[cfg(test)]

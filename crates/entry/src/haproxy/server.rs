@@ -180,7 +180,9 @@ impl Haproxy {
         let found = process::named_by(&path, "haproxy");
         let is_master = |pid: &Pid| {
             let children = process::children(*pid);
-            children.iter().any(|child| process::command_line(*child).is_some_and(|line| line.contains("haproxy")))
+            children
+                .iter()
+                .any(|child| process::command_line(*child).is_some_and(|line| line.contains("haproxy")))
         };
         match found.filter(is_master) {
             Some(master) => Ok(Some(master)),
@@ -233,7 +235,9 @@ impl Haproxy {
                 return Ok(());
             }
             if begun.elapsed() > RELOAD_PATIENCE {
-                let text = format!("no new worker within {RELOAD_PATIENCE:?}: the reload was refused; its log says why");
+                let text = format!(
+                    "no new worker within {RELOAD_PATIENCE:?}: the reload was refused; its log says why"
+                );
                 return Err(EntryError::Program { program: "haproxy".into(), text });
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -246,7 +250,8 @@ impl Haproxy {
                 "{open} connections were open: the old worker closes idle ones, so each may lose at most the one request that \
                  its client sends in just that moment"
             ),
-            None => "how many connections were open could not be seen: each may lose at most one request".to_owned(),
+            None => "how many connections were open could not be seen: each may lose at most one request"
+                .to_owned(),
         }];
         notes.push("what was set at runtime (weights, drain, addresses) is gone, unless a server-state file brought it back".into());
         if finishing > 0 {

@@ -122,8 +122,7 @@ impl Alone {
             share => format!("    {share}% {id}_{other};\n    * {id}_{owner};\n"),
         };
         let _ = write!(text, "split_clients \"{}\" ${id}_reader {{\n{split}}}\n", self.key);
-        let reads: String =
-            self.reads.iter().map(|method| format!("    {method} ${id}_reader;\n")).collect();
+        let reads: String = self.reads.iter().map(|method| format!("    {method} ${id}_reader;\n")).collect();
         let _ = write!(text, "map $request_method ${id}_side {{\n    default {id}_{owner};\n{reads}}}\n");
         let drawn = match self.mirror {
             0 => "    * \"\";\n".to_owned(),
@@ -131,9 +130,9 @@ impl Alone {
             share => format!("    {share}% yes;\n    * \"\";\n"),
         };
         let _ = write!(text, "split_clients \"$request_id\" ${id}_drawn {{\n{drawn}}}\n");
-        let copied: String =
-            self.reads.iter().map(|method| format!("    {method}:yes yes;\n")).collect();
-        let _ = write!(text, "map $request_method:${id}_drawn ${id}_copied {{\n    default \"\";\n{copied}}}\n");
+        let copied: String = self.reads.iter().map(|method| format!("    {method}:yes yes;\n")).collect();
+        let _ =
+            write!(text, "map $request_method:${id}_drawn ${id}_copied {{\n    default \"\";\n{copied}}}\n");
         Ok(text)
     }
 

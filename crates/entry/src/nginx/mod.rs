@@ -47,7 +47,8 @@ impl Nginx {
         gateways_answer(services).await?;
         let records = Records::open(&self.state, DRIVER, &self.config)?;
         let running = Running { nginx: self, questions: &plan.questions };
-        let begun = matches!(records.load()?, Some(Record { stage: Stage::Installing | Stage::Removing, .. }));
+        let begun =
+            matches!(records.load()?, Some(Record { stage: Stage::Installing | Stage::Removing, .. }));
         let files: &[FileChange] = if begun { &[] } else { &plan.files };
         Change { records: &records, served: &running, quiet }.install(files).await
     }
@@ -70,12 +71,7 @@ impl Nginx {
     ///
     /// # Errors
     /// As [`Change::remove`].
-    pub async fn remove(
-        &self,
-        services: &[Service],
-        to: To,
-        quiet: &dyn Quiet,
-    ) -> Result<Done, EntryError> {
+    pub async fn remove(&self, services: &[Service], to: To, quiet: &dyn Quiet) -> Result<Done, EntryError> {
         let records = Records::open(&self.state, DRIVER, &self.config)?;
         let questions = self.plan(services, Towards::Gateway).await?.questions;
         let running = Running { nginx: self, questions: &questions };

@@ -6,7 +6,7 @@ use super::tree::{Directive, Tree};
 use crate::EntryError;
 use crate::address::{Address, HostPort, Names};
 use crate::edit::{Edits, indent, line_around, line_end};
-use crate::files::FileChange;
+use crate::files::{FileChange, Link};
 use crate::finding::{Finding, Gravity, sorted};
 use crate::probe::Question;
 use crate::service::{Service, Towards};
@@ -39,7 +39,7 @@ pub struct Plan {
     pub files: Vec<FileChange>,
     pub findings: Vec<Finding>,
     /// Links whose file is changed in their place: the link and the file.
-    pub links: Vec<(std::path::PathBuf, std::path::PathBuf)>,
+    pub links: Vec<Link>,
     pub(crate) questions: Vec<Question>,
 }
 
@@ -124,7 +124,7 @@ impl<'t> Planner<'t> {
         Ok(Plan { routes, files, findings: sorted(self.findings), links, questions: kept })
     }
 
-    fn files(&self) -> Result<(Vec<FileChange>, Vec<(std::path::PathBuf, std::path::PathBuf)>), EntryError> {
+    fn files(&self) -> Result<(Vec<FileChange>, Vec<Link>), EntryError> {
         let (mut files, mut links) = (Vec::new(), Vec::new());
         for (number, source) in self.tree.files.iter().enumerate() {
             let Some(edits) = self.edits.get(&number).filter(|edits| !edits.is_empty()) else { continue };
@@ -132,7 +132,7 @@ impl<'t> Planner<'t> {
             if change.before != change.after {
                 files.push(change);
                 if source.original.is_link() {
-                    links.push((source.original.named.clone(), source.original.real.clone()));
+                    links.push(source.original.link());
                 }
             }
         }
@@ -210,7 +210,8 @@ impl<'t> Planner<'t> {
         let mut ours: Vec<(&'t Directive, usize)> = Vec::new();
         let mut others = Vec::new();
         for server in &upstream.servers {
-            let standing = HostPort::parse(server.value(), 80).map_or(Stands::Elsewhere, |at| self.stands(&at));
+            let standing =
+                HostPort::parse(server.value(), 80).map_or(Stands::Elsewhere, |at| self.stands(&at));
             match standing {
                 Stands::Source(service) => ours.push((server, service)),
                 _ if server.values().any(|value| value == "down") => {}
@@ -222,9 +223,8 @@ impl<'t> Planner<'t> {
             return Some(service);
         }
         let first = self.services.get(service)?;
-        let is_split = |other: &usize| {
-            self.services.get(*other).is_some_and(|other| other.gateway != first.gateway)
-        };
+        let is_split =
+            |other: &usize| self.services.get(*other).is_some_and(|other| other.gateway != first.gateway);
         if ours.iter().any(|(_, other)| is_split(other)) {
             let text = format!("upstream {} mixes services that have different gateways", upstream.name);
             let finding = Finding::new("mixed", Gravity::Stop, self.place(upstream.directive), text);
@@ -309,9 +309,12 @@ impl<'t> Planner<'t> {
                 self.say(finding.remedy("put an HTTP server before the application, and pass to that"));
             }
             Kind::Stream => {
-                let text = "a `stream` leads to the source: it passes bytes, which this driver does not change";
+                let text =
+                    "a `stream` leads to the source: it passes bytes, which this driver does not change";
                 let finding = Finding::new("stream", Gravity::Stop, self.place(pass.directive), text);
-                self.say(finding.remedy("point it at the gateway by hand, with `proxy_protocol on` if the service has it"));
+                self.say(finding.remedy(
+                    "point it at the gateway by hand, with `proxy_protocol on` if the service has it",
+                ));
             }
             Kind::Proxy | Kind::Grpc => {
                 let Some(to) = service.destinations(self.towards).first().cloned() else { return };
@@ -404,9 +407,12 @@ impl<'t> Planner<'t> {
             let has_port = plain.contains(':') || value.contains("://");
             let Some(place) = HostPort::parse(plain, 80).filter(|_| has_port) else { continue };
             if let Stands::Source(_) = self.stands(&place) {
-                let text = format!("a variable holds the source's address {plain}: it would pass the gateway by");
+                let text =
+                    format!("a variable holds the source's address {plain}: it would pass the gateway by");
                 let finding = Finding::new("variable-source", Gravity::Stop, self.place(directive), text);
-                self.say(finding.remedy("name an `upstream` there instead, or write the gateway's address in"));
+                self.say(
+                    finding.remedy("name an `upstream` there instead, or write the gateway's address in"),
+                );
             }
         }
         let variable = |pass: &&Pass<'t>| pass.leads == Leads::Variable;
@@ -432,7 +438,8 @@ pub(super) fn span_of(directive: &Directive, words: std::ops::Range<usize>) -> s
 
 /// In quotes, if it needs them.
 pub(super) fn quoted(text: &str) -> String {
-    let is_plain = |sign: char| !sign.is_whitespace() && !matches!(sign, ';' | '{' | '}' | '"' | '\'' | '\\' | '#');
+    let is_plain =
+        |sign: char| !sign.is_whitespace() && !matches!(sign, ';' | '{' | '}' | '"' | '\'' | '\\' | '#');
     if !text.is_empty() && text.chars().all(is_plain) {
         return text.to_owned();
     }

@@ -16,7 +16,7 @@ impl<'t> Planner<'t> {
         let prefix = pass.prefix();
         let next = format!("{prefix}_next_upstream");
         let repeats = pass.setting(&next);
-        if !repeats.is_some_and(|found| found.value() == "off") {
+        if repeats.is_none_or(|found| found.value() != "off") {
             self.say_repeats(pass, repeats);
             self.set(pass, &next, "off");
         }
@@ -64,7 +64,8 @@ impl<'t> Planner<'t> {
         let own = holder.and_then(|level| level.items.iter().find(|item| item.name() == name).copied());
         match own {
             Some(own) if own.file != pass.directive.file && self.is_shared(own.file) => {
-                let text = format!("`{name}` stands in a file that others include too; it is not changed there");
+                let text =
+                    format!("`{name}` stands in a file that others include too; it is not changed there");
                 let finding = Finding::new("shared-file", Gravity::Look, self.place(own), text);
                 self.say(finding.remedy(format!("write `{name} {value};` for this location")));
             }
@@ -89,9 +90,10 @@ impl<'t> Planner<'t> {
     pub(super) fn keep_host(&mut self, pass: &Pass<'t>, is_direct: bool) {
         let headers = pass.list("proxy_set_header");
         let uses_address = |header: &&&Directive| {
-            header.values().nth(1).is_some_and(|value| {
-                value.contains("$proxy_host") || value.contains("$proxy_port")
-            })
+            header
+                .values()
+                .nth(1)
+                .is_some_and(|value| value.contains("$proxy_host") || value.contains("$proxy_port"))
         };
         for header in headers.iter().filter(uses_address).filter(|_| is_direct) {
             let text = "the header is made of the pass's own address, which changes";
@@ -136,9 +138,10 @@ impl<'t> Planner<'t> {
             _ => return,
         };
         let holder = pass.location().cloned();
-        let own_default = holder.iter().flat_map(|level| &level.items).find(|item| {
-            item.name() == "proxy_redirect" && item.value() == "default"
-        });
+        let own_default = holder
+            .iter()
+            .flat_map(|level| &level.items)
+            .find(|item| item.name() == "proxy_redirect" && item.value() == "default");
         match own_default {
             Some(own) => self.edits(own.file).put(own.span.clone(), statement),
             None => self.state(pass, holder.as_ref(), &statement),
@@ -153,7 +156,10 @@ impl<'t> Planner<'t> {
         if service.proxy_protocol {
             let text = "the gateway wants a PROXY header, which nginx cannot send to an HTTP server";
             let finding = Finding::new("proxy-protocol", Gravity::Stop, place.clone(), text);
-            self.say(finding.remedy("set `proxy_protocol = false` for the service; `X-Forwarded-For` says the same"));
+            self.say(
+                finding
+                    .remedy("set `proxy_protocol = false` for the service; `X-Forwarded-For` says the same"),
+            );
         }
         if pass.kind == Kind::Grpc && !service.http2 {
             let text = "gRPC needs HTTP/2 up to the application";
@@ -161,7 +167,9 @@ impl<'t> Planner<'t> {
             self.say(finding.remedy("set `upstream_http = \"2\"` for the service"));
         }
         let is_on = |name: &str| pass.setting(name).is_some_and(|found| found.value() != "off");
-        if pass.kind == Kind::Proxy && pass.setting("proxy_request_buffering").is_none_or(|found| found.value() != "off") {
+        if pass.kind == Kind::Proxy
+            && pass.setting("proxy_request_buffering").is_none_or(|found| found.value() != "off")
+        {
             let text = "nginx takes a request's whole body before it passes it on: bodies of held writes lie in nginx's files meanwhile";
             self.say(Finding::new("request-buffering", Gravity::Note, place.clone(), text));
         }
@@ -178,7 +186,8 @@ impl<'t> Planner<'t> {
 
     fn look_at_origin(&mut self, pass: &Pass<'t>, service: &Service) {
         let headers = pass.list(&format!("{}_set_header", pass.prefix()));
-        let says = |name: &str| headers.iter().find(|header| header.value().eq_ignore_ascii_case(name)).copied();
+        let says =
+            |name: &str| headers.iter().find(|header| header.value().eq_ignore_ascii_case(name)).copied();
         let forwarded = ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded"];
         let spoken: Vec<&Directive> = forwarded.iter().filter_map(|name| says(name)).collect();
         let remedy = "name nginx's address in the service's `trusted_proxies`";
@@ -209,7 +218,10 @@ impl<'t> Planner<'t> {
         }
         let keeps = match &pass.leads {
             Leads::Upstream(number) => self.survey.upstreams.get(*number).is_some_and(|upstream| {
-                self.tree.expanded(upstream.directive.children()).iter().any(|item| item.name() == "keepalive")
+                self.tree
+                    .expanded(upstream.directive.children())
+                    .iter()
+                    .any(|item| item.name() == "keepalive")
             }),
             _ => false,
         };

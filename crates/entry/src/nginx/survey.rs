@@ -69,7 +69,10 @@ impl<'t> Pass<'t> {
 
     /// The setting in force: the innermost that is there.
     pub fn setting(&self, name: &str) -> Option<&'t Directive> {
-        self.levels.iter().rev().find_map(|level| level.items.iter().find(|item| item.name() == name).copied())
+        self.levels
+            .iter()
+            .rev()
+            .find_map(|level| level.items.iter().find(|item| item.name() == name).copied())
     }
 
     /// A list in force: the innermost level that has any of that name hides all others.
@@ -159,7 +162,8 @@ impl<'t> Walk<'t, '_> {
         levels.push(Level { block: Some(block), items: items.clone() });
         for item in items {
             match item.name() {
-                "proxy_pass" | "grpc_pass" | "uwsgi_pass" | "fastcgi_pass" | "scgi_pass" | "memcached_pass" => {
+                "proxy_pass" | "grpc_pass" | "uwsgi_pass" | "fastcgi_pass" | "scgi_pass"
+                | "memcached_pass" => {
                     let pass = self.pass(levels, item);
                     self.survey.passes.push(pass);
                 }
@@ -274,11 +278,9 @@ fn server(items: &[&Directive]) -> Server {
         door.secure |= all_secure;
         door.http2 |= all_http2 && door.secure;
     }
-    let mut names =
-        items.iter().filter(|item| item.name() == "server_name").flat_map(|item| item.values());
-    let is_plain = |name: &&str| {
-        HostPort::parse(name, 80).is_some() && !name.starts_with('.') && !name.contains('_')
-    };
+    let mut names = items.iter().filter(|item| item.name() == "server_name").flat_map(|item| item.values());
+    let is_plain =
+        |name: &&str| HostPort::parse(name, 80).is_some() && !name.starts_with('.') && !name.contains('_');
     Server { doors, host: names.find(is_plain).unwrap_or("localhost").to_owned() }
 }
 
@@ -300,12 +302,7 @@ fn door(listen: &Directive) -> Option<Door> {
         };
         Place::Tcp(SocketAddr::new(address, at.port))
     };
-    Some(Door {
-        place,
-        secure: has("ssl"),
-        http2: has("http2"),
-        proxy_header: has("proxy_protocol"),
-    })
+    Some(Door { place, secure: has("ssl"), http2: has("http2"), proxy_header: has("proxy_protocol") })
 }
 
 /// nginx's times: `60`, `60s`, `1m30s`, `500ms`. `None` for variables.

@@ -304,7 +304,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         std::fs::create_dir(folder.path().join("conf.d")).unwrap();
-        write("nginx.conf", "a;\ninclude conf.d/*.conf;\nhttp { include one; map $a $b { include none; } }\n");
+        write(
+            "nginx.conf",
+            "a;\ninclude conf.d/*.conf;\nhttp { include one; map $a $b { include none; } }\n",
+        );
         write("conf.d/2.conf", "two;");
         write("conf.d/1.conf", "one;");
         write("conf.d/.hidden.conf", "hidden;");

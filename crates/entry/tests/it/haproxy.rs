@@ -88,7 +88,12 @@ impl Running {
         self.driver.install(std::slice::from_ref(service), &plan, way, &NoRun).await
     }
 
-    async fn remove(&self, service: &Service, to: To, way: Way) -> Result<rehome_entry::change::Done, EntryError> {
+    async fn remove(
+        &self,
+        service: &Service,
+        to: To,
+        way: Way,
+    ) -> Result<rehome_entry::change::Done, EntryError> {
         self.driver.remove(std::slice::from_ref(service), to, way, &NoRun).await
     }
 }
@@ -188,7 +193,10 @@ async fn a_socket_without_rights_is_said_to_be_one() {
     let operator = Runtime::Unix(haproxy.folder.path().join("operator.sock"));
     assert_eq!(operator.servers().await.unwrap().len(), 2);
     let error = operator.weights("app", &[("target".to_owned(), 5)]).await.unwrap_err();
-    assert!(matches!(error, EntryError::Refused { .. }) && error.to_string().contains("level admin"), "{error}");
+    assert!(
+        matches!(error, EntryError::Refused { .. }) && error.to_string().contains("level admin"),
+        "{error}"
+    );
     let gone = Runtime::Unix(haproxy.folder.path().join("gone.sock"));
     assert!(gone.info().await.unwrap_err().is_retryable());
 }
@@ -252,7 +260,10 @@ async fn put_in_by_a_reload_with_everything_that_has_to_go() {
     until("load", async || load.answered() > 500).await;
     let done = haproxy.install(&service, Way::Best).await.unwrap();
     assert_eq!(done.taken_up.by, "reload");
-    assert!(done.seen.iter().any(|seen| seen.route.contains("shop.example/api") && seen.through_gateway), "{done:?}");
+    assert!(
+        done.seen.iter().any(|seen| seen.route.contains("shop.example/api") && seen.through_gateway),
+        "{done:?}"
+    );
     assert_eq!(haproxy.get("/api/x").await.body, "gateway");
     let back = haproxy.remove(&service, To::Source, Way::Best).await.unwrap();
     assert_eq!(back.taken_up.by, "reload");
@@ -307,7 +318,10 @@ async fn nothing_of_its_own_makes_requests_wait() {
     runtime.command(&["set", "maxconn", "server", "app/one", "0"]).await.unwrap();
     assert_eq!(haproxy.get("/").await.status, 200, "maxconn 0 of a server is no limit");
     for (what, back) in [
-        (&["set", "server", "app/one", "state", "maint"][..], &["set", "server", "app/one", "state", "ready"][..]),
+        (
+            &["set", "server", "app/one", "state", "maint"][..],
+            &["set", "server", "app/one", "state", "ready"][..],
+        ),
         (&["set", "server", "app/one", "state", "drain"], &["set", "server", "app/one", "state", "ready"]),
         (&["set", "weight", "app/one", "0"], &["set", "weight", "app/one", "100%"]),
     ] {
@@ -323,14 +337,18 @@ async fn nothing_of_its_own_makes_requests_wait() {
     assert_eq!(kept.status, 200, "the frontend's maxconn stops no kept connection");
     let address = haproxy.address();
     let new = tokio::time::timeout(Duration::from_secs(1), fetch(Method::GET, &address, "a", "/")).await;
-    assert!(new.is_err(), "a new one waits; 2.6.12 then dies of its watchdog when the limit is raised again: {new:?}");
+    assert!(
+        new.is_err(),
+        "a new one waits; 2.6.12 then dies of its watchdog when the limit is raised again: {new:?}"
+    );
 }
 
 #[tokio::test]
 async fn held_writes_wait_and_nothing_is_lost() {
     let Some(program) = tool("haproxy") else { return };
     let parties = Parties::new().await;
-    let mut haproxy = Running::prepare(&program, &parties.fill(&format!("{HEAD}{ONE}").replace("client 30s", "client 1s")));
+    let mut haproxy =
+        Running::prepare(&program, &parties.fill(&format!("{HEAD}{ONE}").replace("client 30s", "client 1s")));
     let hold = Hold {
         folder: haproxy.folder.path().to_owned(),
         age: Duration::from_secs(4),
@@ -376,7 +394,8 @@ async fn held_writes_wait_and_nothing_is_lost() {
         let address = address.clone();
         writes.spawn(async move { fetch(Method::PUT, &address, "a", "/").await });
     }
-    let statuses: Vec<u16> = writes.join_all().await.into_iter().map(|answer| answer.unwrap().status).collect();
+    let statuses: Vec<u16> =
+        writes.join_all().await.into_iter().map(|answer| answer.unwrap().status).collect();
     assert_eq!(statuses, [503; 12]);
     assert_eq!(parties.source.count(Method::PUT), 8);
     hold::set(haproxy.runtime(), &hold.map_path(), false).await.unwrap();

@@ -157,7 +157,8 @@ async fn there_and_back(parties: &Parties, nginx: &Running, service: &Service, p
     assert!(done.changed && done.seen.iter().any(|seen| seen.through_gateway), "{done:?}");
     assert_eq!(done.taken_up.by, "reload");
     assert_eq!(nginx.get(path).await.body, "gateway");
-    let proofs = parties.gateway.got.lock().unwrap().iter().filter_map(|got| got.id.clone()).collect::<Vec<_>>();
+    let proofs =
+        parties.gateway.got.lock().unwrap().iter().filter_map(|got| got.id.clone()).collect::<Vec<_>>();
     assert!(proofs.iter().any(|id| id.starts_with("rehome-proof-")), "{proofs:?}");
     let again = nginx.install(service).await.unwrap();
     assert!(!again.changed, "a second install only proves");
@@ -188,14 +189,20 @@ async fn debian_style_with_a_linked_site_an_upstream_and_a_snippet() {
         "http { include temp.conf;\n include sites-enabled/*;\n}\n",
         &[
             ("sites-available/shop", &site),
-            ("proxy_params", "proxy_set_header Host $http_host;\nproxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n"),
+            (
+                "proxy_params",
+                "proxy_set_header Host $http_host;\nproxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n",
+            ),
         ],
     );
     let etc = nginx.folder.path().join("etc");
     std::fs::create_dir(etc.join("sites-enabled")).unwrap();
     std::os::unix::fs::symlink("../sites-available/shop", etc.join("sites-enabled/shop")).unwrap();
-    std::fs::set_permissions(etc.join("sites-available/shop"), std::os::unix::fs::PermissionsExt::from_mode(0o604))
-        .unwrap();
+    std::fs::set_permissions(
+        etc.join("sites-available/shop"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o604),
+    )
+    .unwrap();
     nginx.start().await;
     let service = parties.service();
     let plan = nginx.propose(&service).await;
@@ -275,7 +282,10 @@ async fn a_tls_server_with_http2_behind_a_redirect() {
 
     service.trusts_entry = Some(true);
     let done = nginx.install(&service).await.unwrap();
-    assert!(done.seen.iter().any(|seen| seen.route.starts_with("https://") && seen.through_gateway), "{done:?}");
+    assert!(
+        done.seen.iter().any(|seen| seen.route.starts_with("https://") && seen.through_gateway),
+        "{done:?}"
+    );
     nginx.remove(&service, To::Source).await.unwrap();
     assert_eq!(nginx.bytes(), before);
 }
@@ -316,7 +326,11 @@ async fn what_speaks_no_http_or_goes_by_a_variable_is_said() {
     let ids: Vec<&str> = plan.findings.iter().map(|finding| finding.id).collect();
     assert_eq!(ids, ["no-http", "variable-source", "variable"]);
     assert!(plan.files.is_empty());
-    let lua = Running::prepare(&program, "http { server { location / {\n access_by_lua_block { x = 1 } } } }\n", &[]);
+    let lua = Running::prepare(
+        &program,
+        "http { server { location / {\n access_by_lua_block { x = 1 } } } }\n",
+        &[],
+    );
     let error = lua.driver.plan(&[service], Towards::Gateway).await.unwrap_err().to_string();
     assert!(error.contains("nginx.conf:6") && error.contains("another language"), "{error}");
 }
@@ -486,8 +500,7 @@ async fn a_put_is_sent_twice_without_the_proposal_and_once_with_it() {
              server {{ listen 127.0.0.1:PORT; location / {{ proxy_pass http://app; proxy_http_version 1.1; \
              proxy_set_header Connection ''; {extra} }} }} }}\n"
         );
-        let mut nginx =
-            Running::prepare(&program, &text, &[]);
+        let mut nginx = Running::prepare(&program, &text, &[]);
         nginx.start().await;
         // Both workers may have a kept connection of their own: enough requests on one client connection use one worker.
         let mut line = Line::open(&nginx.address()).await.unwrap();
@@ -563,9 +576,10 @@ async fn nginx_alone_splits_reads_by_client_and_never_a_write() {
     let mut nginx = Running::prepare(&program, ALONE, &[("alone/README", "")]);
     let folder = nginx.folder.path().join("etc/alone");
     let mut files = alone(&parties);
-    let (changed, reloaded) = nginx.driver.write_alone(&files, &folder, &NoRun).await.unwrap_or_else(|error| {
-        panic!("nginx takes what is written: {error}");
-    });
+    let (changed, reloaded) =
+        nginx.driver.write_alone(&files, &folder, &NoRun).await.unwrap_or_else(|error| {
+            panic!("nginx takes what is written: {error}");
+        });
     // Not running yet: the files are there, nothing could be reloaded.
     assert!(changed.len() == 3 && reloaded.is_none());
     nginx.start().await;

@@ -22,7 +22,10 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     let places = std::env::split_paths(&system).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]);
     let found = places.map(|folder| folder.join(name)).find(|path| path.exists());
     if found.is_none() {
-        assert!(std::env::var_os("REHOME_REQUIRE_TOOLS").is_none(), "{name} is missing: run scripts/tools.sh");
+        assert!(
+            std::env::var_os("REHOME_REQUIRE_TOOLS").is_none(),
+            "{name} is missing: run scripts/tools.sh"
+        );
         eprintln!("SKIPPED: {name} is missing; run scripts/tools.sh");
     }
     found
@@ -140,9 +143,8 @@ async fn answer(
     seen: Arc<Mutex<Vec<Got>>>,
     fails: bool,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
-    let text = |name: &str| {
-        request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-    };
+    let text =
+        |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let id = text("x-request-id");
     let got = Got {
         method: request.method().clone(),
