@@ -6,6 +6,7 @@ mod bad_input;
 mod crash;
 mod demo;
 mod documents;
+mod entry;
 mod foreign;
 mod harness;
 mod keep;

@@ -223,7 +223,9 @@ async fn show(context: &Context<'_>, haproxy: &Haproxy, services: &[Service]) ->
         ));
     }
     match running {
-        None => printer.talk("no stats socket with `level admin`: what runs cannot be shown, and every change is a reload"),
+        None => printer.talk(
+            "no stats socket with `level admin`: what runs cannot be shown, and every change is a reload",
+        ),
         Some(Err(error)) => printer.warning(&error.to_string()),
         Some(Ok(servers)) => servers.iter().for_each(|server| show_server(context, server)),
     }
@@ -236,7 +238,13 @@ async fn show(context: &Context<'_>, haproxy: &Haproxy, services: &[Service]) ->
 fn show_server(context: &Context<'_>, server: &rehome_entry::haproxy::RunningServer) {
     context.printer.line(&format!(
         "running {}/{} {} {} weight {}, {} under way, {} waiting",
-        server.backend, server.server, server.address, server.status, server.weight, server.current, server.queued
+        server.backend,
+        server.server,
+        server.address,
+        server.status,
+        server.weight,
+        server.current,
+        server.queued
     ));
 }
 
@@ -356,7 +364,9 @@ async fn after(context: &Context<'_>, haproxy: &Haproxy, backend: &str) -> Resul
     let mut servers = runtime(haproxy)?.servers().await?;
     servers.retain(|server| server.backend == backend);
     if context.printer.json {
-        context.printer.json(&json!({ "ui": "1.0", "driver": "haproxy", "backend": backend, "running": servers }));
+        context
+            .printer
+            .json(&json!({ "ui": "1.0", "driver": "haproxy", "backend": backend, "running": servers }));
         return Ok(Exit::Done);
     }
     servers.iter().for_each(|server| show_server(context, server));
@@ -396,7 +406,9 @@ async fn prepare(
     context.printer.confirm("HAProxy gets these lines, a script and a map, and reloads once.", place.yes)?;
     let taken_up = haproxy.prepare_hold(&hold, &services::quiet(context)).await?;
     if context.printer.json {
-        context.printer.json(&json!({ "ui": "1.0", "driver": "haproxy", "did": "prepared", "taken_up": taken_up }));
+        context
+            .printer
+            .json(&json!({ "ui": "1.0", "driver": "haproxy", "did": "prepared", "taken_up": taken_up }));
     } else {
         shown::taken_up(context.printer, &taken_up);
         context.printer.line("the hold is prepared");
@@ -415,9 +427,13 @@ async fn set_hold(
     hold::set(runtime, &map, hold).await?;
     let under_way: u64 = runtime.servers().await?.iter().map(|server| server.current).sum();
     if context.printer.json {
-        context.printer.json(&json!({ "ui": "1.0", "driver": "haproxy", "held": hold, "under_way": under_way }));
+        context
+            .printer
+            .json(&json!({ "ui": "1.0", "driver": "haproxy", "held": hold, "under_way": under_way }));
     } else if hold {
-        context.printer.line(&format!("writes wait; {under_way} requests (reads too) were under way a moment later"));
+        context
+            .printer
+            .line(&format!("writes wait; {under_way} requests (reads too) were under way a moment later"));
         context.printer.talk("this is no fence: a write that had passed may still be under way");
     } else {
         context.printer.line("writes go on");

@@ -19,8 +19,10 @@ use std::path::PathBuf;
 /// and proves by requests that they go through the gateway; without that proof everything is put back. Weights, hold and switch
 /// are the gateway's and need no further reload.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  rehome entry nginx show\n  rehome entry nginx propose > change.diff\n  \
-                        rehome entry nginx install\n  rehome entry nginx remove --to target")]
+#[command(
+    after_help = "Examples:\n  rehome entry nginx show\n  rehome entry nginx propose > change.diff\n  \
+                        rehome entry nginx install\n  rehome entry nginx remove --to target"
+)]
 pub struct NginxArgs {
     #[command(subcommand)]
     verb: Verb,
@@ -158,7 +160,8 @@ async fn show(context: &Context<'_>, nginx: &Nginx, services: &[Service]) -> Res
     }
     for route in &plan.routes {
         let service = route.service.as_deref().map(|name| format!(" of {name}")).unwrap_or_default();
-        let through = route.upstream.as_deref().map(|name| format!(" by upstream {name}")).unwrap_or_default();
+        let through =
+            route.upstream.as_deref().map(|name| format!(" by upstream {name}")).unwrap_or_default();
         printer.line(&format!("{} {} -> {}{service}{through}", route.place, route.text, route.leads_to));
     }
     printer.line(&format!("the gateway is {}", shown::stage(record.as_ref())));
@@ -278,11 +281,17 @@ async fn write_alone(
         return Ok(Exit::Done);
     }
     for piece in &pieces {
-        printer.line(&format!("{} (include it in {})", args.folder.join(&piece.name).display(), piece.goes_into));
+        printer.line(&format!(
+            "{} (include it in {})",
+            args.folder.join(&piece.name).display(),
+            piece.goes_into
+        ));
     }
     match taken_up {
         Some(taken_up) => shown::taken_up(printer, &taken_up),
-        None => printer.talk("nginx was not reloaded: nothing changed, or it does not include these files yet"),
+        None => {
+            printer.talk("nginx was not reloaded: nothing changed, or it does not include these files yet")
+        }
     }
     Ok(Exit::Done)
 }

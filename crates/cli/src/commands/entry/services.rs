@@ -106,8 +106,7 @@ fn trusts(service: &rehome_spec::Service, gateway: &Address) -> Option<bool> {
 /// Nothing is sent: the system only chooses the way.
 fn own_address(gateway: &Address) -> Option<IpAddr> {
     let to = SocketAddr::new(gateway.host.parse().ok()?, gateway.port);
-    let any: IpAddr =
-        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(to).ok()?;
     Some(socket.local_addr().ok()?.ip())

@@ -86,7 +86,9 @@ pub fn taken_up(printer: &Printer, taken_up: &TakenUp) {
 pub fn done(printer: &Printer, driver: &str, what: &str, done: &Done) {
     if printer.json {
         let mut document = json!({ "ui": "1.0", "driver": driver, "did": what });
-        if let (Some(document), Ok(Value::Object(more))) = (document.as_object_mut(), serde_json::to_value(done)) {
+        if let (Some(document), Ok(Value::Object(more))) =
+            (document.as_object_mut(), serde_json::to_value(done))
+        {
             document.extend(more);
         }
         return printer.json(&document);
@@ -114,7 +116,8 @@ pub fn program(name: &std::path::Path) -> Result<std::path::PathBuf, CliError> {
         return Ok(name.to_owned());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(Into::into));
+    let folders =
+        std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(Into::into));
     folders.map(|folder| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
         CliError::not_found(format!("there is no program `{}`", name.display())).hint("name it by its path")
     })
