@@ -139,8 +139,11 @@ async fn send(
     Ok((response.status().as_u16(), response.headers().clone()))
 }
 
-/// RFC 9110 section 7.6.3: `1.1 rehome` as one of the list.
+/// RFC 9110 section 7.6.3: `1.1 rehome` as one of the list. What the gateway answers by itself says what became of the request.
 fn came_through(headers: &HeaderMap) -> bool {
+    if headers.contains_key("rehome-outcome") {
+        return true;
+    }
     let lines = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|item| item.split_whitespace().nth(1) == Some("rehome"))
 }

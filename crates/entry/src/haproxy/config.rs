@@ -275,6 +275,16 @@ fn word(text: &mut Vec<u8>, span: Range<usize>, offset: usize) -> Word {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn whatever_the_bytes_are_nothing_breaks(line in "[a-z #\"'\\\\\u{e9}\t]{0,40}") {
+            for word in words(line.as_bytes(), 7).unwrap_or_default() {
+                prop_assert!(word.span.start >= 7 && word.span.end <= line.len() + 7);
+            }
+        }
+    }
 
     fn texts(line: &str) -> Vec<String> {
         words(line.as_bytes(), 0).unwrap().into_iter().map(|word| word.text).collect()

@@ -94,7 +94,15 @@ impl Served for Running<'_> {
 
     async fn take_up(&self, _: &[FileChange]) -> Result<TakenUp, EntryError> {
         match &self.haproxy.runtime {
-            Some(runtime) if self.by_runtime => self.move_servers(runtime).await,
+            Some(runtime) if self.by_runtime => match self.move_servers(runtime).await {
+                // A static algorithm takes no further server: then it is a reload.
+                Err(EntryError::Unfit { what, .. }) if self.haproxy.master().is_ok() => {
+                    let mut taken_up = self.haproxy.reload().await?;
+                    taken_up.notes.push(format!("not at runtime: {what}"));
+                    Ok(taken_up)
+                }
+                moved => moved,
+            },
             Some(runtime) => {
                 let mut taken_up = self.haproxy.reload().await?;
                 // A state file may have given them the addresses of before.
@@ -140,14 +148,18 @@ impl Running<'_> {
         for (backend, server, at) in wanted.iter().filter(|(_, _, at)| is_ours(at)) {
             let found = running.iter().find(|one| one.backend == *backend && one.server == *server);
             let Some(now) = found.and_then(|one| address_of(&one.address)) else { continue };
-            if names.is_same(&now, at) || !is_ours(&now) {
+            // A spare server is what a killed move leaves: its servers may be drained yet.
+            let is_half_moved =
+                running.iter().any(|one| one.backend == *backend && one.server == swap::SPARE);
+            if names.is_same(&now, at) && !is_half_moved || !is_ours(&now) {
                 continue;
             }
             let resolved = |at: &HostPort| names.first(&at.host).map(|ip| SocketAddr::new(ip, at.port));
             let to = resolved(at).ok_or_else(|| {
                 EntryError::unfit(format!("nobody knows the name {}", at.host), "write its address")
             })?;
-            let found = Move { server: server.clone(), from: resolved(&now), to };
+            let from = resolved(&now).filter(|from| *from != to);
+            let found = Move { server: server.clone(), from, to };
             moves.entry(backend.clone()).or_default().push(found);
         }
         let by = if moves.is_empty() { "none" } else { "runtime" };

@@ -8,7 +8,7 @@ use crate::process;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-const SPARE: &str = "rehome-spare";
+pub(super) const SPARE: &str = "rehome-spare";
 /// How long requests under way may take to finish where they began.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);

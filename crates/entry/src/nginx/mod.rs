@@ -117,8 +117,7 @@ impl Nginx {
 }
 
 async fn plan_of(tree: &Tree, services: &[Service], towards: Towards) -> Result<Plan, EntryError> {
-    let health = services.iter().find_map(|service| service.health.as_deref());
-    let survey = Survey::of(tree, health);
+    let survey = Survey::of(tree);
     let hosts = survey.passes.iter().filter_map(|pass| match &pass.leads {
         Leads::Direct(place) => Some(place.host.clone()),
         _ => None,

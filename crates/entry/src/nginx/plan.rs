@@ -104,14 +104,12 @@ impl<'t> Planner<'t> {
         for pass in &survey.passes {
             let stands = self.standing(pass, &ours);
             routes.push(self.route(pass, stands));
-            let Stands::Source(service) = stands else {
-                if !matches!(stands, Stands::Elsewhere) {
-                    questions.extend(pass.questions.iter().cloned());
-                }
-                continue;
-            };
-            questions.extend(pass.questions.iter().cloned());
-            self.change_pass(pass, service);
+            if let Stands::Source(number) | Stands::Gateway(number) | Stands::Target(number) = stands {
+                questions.extend(self.questions(pass, number));
+            }
+            if let Stands::Source(service) = stands {
+                self.change_pass(pass, service);
+            }
         }
         self.look_at_variables();
         let mut kept: Vec<Question> = Vec::new();
@@ -122,6 +120,19 @@ impl<'t> Planner<'t> {
         }
         let (files, links) = self.files()?;
         Ok(Plan { routes, files, findings: sorted(self.findings), links, questions: kept })
+    }
+
+    /// The health path of the service where the location takes it, else the location's own.
+    fn questions(&self, pass: &Pass<'_>, service: usize) -> Vec<Question> {
+        let health = self.services.get(service).and_then(|service| service.health.as_ref());
+        let asked = pass.questions.iter().cloned();
+        let with_health = |question: Question| match health {
+            Some(health) if !pass.is_exact && health.starts_with(&question.path) => {
+                Question { path: health.clone(), ..question }
+            }
+            _ => question,
+        };
+        asked.map(with_health).collect()
     }
 
     fn files(&self) -> Result<(Vec<FileChange>, Vec<Link>), EntryError> {

@@ -58,7 +58,10 @@ pub struct Pass<'t> {
     pub rest: String,
     /// From `http` to the innermost block.
     pub levels: Vec<Level<'t>>,
+    /// Ways to reach it from outside; none where it takes more than a path to get there.
     pub questions: Vec<Question>,
+    /// The location takes this one path and none below it.
+    pub is_exact: bool,
 }
 
 impl<'t> Pass<'t> {
@@ -113,8 +116,7 @@ struct Door {
 }
 
 impl<'t> Survey<'t> {
-    /// `health` is the path to ask where a location leaves the choice.
-    pub fn of(tree: &'t Tree, health: Option<&str>) -> Self {
+    pub fn of(tree: &'t Tree) -> Self {
         let mut survey = Self { upstreams: Vec::new(), passes: Vec::new(), values: Vec::new() };
         let top = tree.expanded(tree.main());
         let blocks = |name: &'static str| top.iter().filter(move |directive| directive.name() == name);
@@ -127,7 +129,7 @@ impl<'t> Survey<'t> {
                 }
             }
         }
-        let mut walk = Walk { tree, survey, health, server: None, in_stream: false };
+        let mut walk = Walk { tree, survey, server: None, in_stream: false };
         for block in blocks("http") {
             walk.block(&mut Vec::new(), block);
         }
@@ -145,15 +147,14 @@ impl<'t> Survey<'t> {
     }
 }
 
-struct Walk<'t, 'h> {
+struct Walk<'t> {
     tree: &'t Tree,
     survey: Survey<'t>,
-    health: Option<&'h str>,
     server: Option<Server>,
     in_stream: bool,
 }
 
-impl<'t> Walk<'t, '_> {
+impl<'t> Walk<'t> {
     fn block(&mut self, levels: &mut Vec<Level<'t>>, block: &'t Directive) {
         let items = self.tree.expanded(block.children());
         if block.name() == "server" {
@@ -208,8 +209,12 @@ impl<'t> Walk<'t, '_> {
             rest: rest.to_owned(),
             levels: levels.to_vec(),
             questions: Vec::new(),
+            is_exact: false,
         };
-        pass.questions = self.questions(&pass);
+        if let Some((path, is_exact)) = pass.location().and_then(|level| path_into(level.block?)) {
+            pass.questions = self.questions(path);
+            pass.is_exact = is_exact;
+        }
         pass
     }
 
@@ -234,35 +239,29 @@ impl<'t> Walk<'t, '_> {
         HostPort::parse(authority, port).map_or(Leads::Elsewhere, Leads::Direct)
     }
 
-    /// Ways to reach this pass from outside; none where it takes more than a path to get there.
-    fn questions(&self, pass: &Pass<'t>) -> Vec<Question> {
+    fn questions(&self, path: &str) -> Vec<Question> {
         let Some(server) = self.server.as_ref().filter(|_| !self.in_stream) else { return Vec::new() };
-        let Some(path) = pass.location().and_then(|level| path_into(level.block?, self.health)) else {
-            return Vec::new();
-        };
         let ask = |door: &Door| Question {
             place: door.place.clone(),
             secure: door.secure,
             prior_knowledge: door.http2 && !door.secure,
             proxy_header: door.proxy_header,
             host: server.host.clone(),
-            path: path.clone(),
+            path: path.to_owned(),
         };
         server.doors.iter().map(ask).collect()
     }
 }
 
-fn path_into(location: &Directive, health: Option<&str>) -> Option<String> {
+/// The path of a location, and whether it is this one only.
+fn path_into(location: &Directive) -> Option<(&str, bool)> {
     let values: Vec<&str> = location.values().collect();
-    let (is_exact, path) = match values.as_slice() {
-        ["=", path] => (true, *path),
-        ["^~", path] | [path] => (false, *path),
+    let (path, is_exact) = match values.as_slice() {
+        ["=", path] => (*path, true),
+        ["^~", path] | [path] => (*path, false),
         _ => return None,
     };
-    match health {
-        Some(health) if !is_exact && health.starts_with(path) => Some(health.to_owned()),
-        _ => path.starts_with('/').then(|| path.to_owned()),
-    }
+    path.starts_with('/').then_some((path, is_exact))
 }
 
 fn server(items: &[&Directive]) -> Server {
@@ -362,7 +361,7 @@ mod tests {
         )
         .unwrap();
         let tree = Tree::read(&config).unwrap();
-        let survey = Survey::of(&tree, Some("/api/health"));
+        let survey = Survey::of(&tree);
         let seen: Vec<_> = survey.passes.iter().map(|pass| (pass.kind, pass.leads.clone())).collect();
         let at = |host: &str, port| Leads::Direct(HostPort { host: host.into(), port });
         assert_eq!(
@@ -377,7 +376,7 @@ mod tests {
         );
         let first = &survey.passes[0];
         assert_eq!(first.setting("proxy_read_timeout").unwrap().value(), "5s");
-        assert_eq!(first.questions[0].route(), "https://shop.example/api/health at 127.0.0.1:443");
+        assert_eq!(first.questions[0].route(), "https://shop.example/api at 127.0.0.1:443");
         let last = &survey.passes[4].questions[0];
         assert!(last.proxy_header && last.place == Place::Tcp("[::1]:81".parse().unwrap()));
     }

@@ -58,6 +58,8 @@ impl Directive {
 pub struct Source {
     pub original: Original,
     pub directives: Vec<Directive>,
+    /// Bytes with everything included, as often as it is included.
+    weight: usize,
 }
 
 #[derive(Debug)]
@@ -163,21 +165,23 @@ impl Tree {
         }
         self.bytes += original.bytes.len();
         if self.files.len() >= MAX_FILES || self.bytes > MAX_BYTES || under.len() >= MAX_DEPTH {
-            return Err(EntryError::unfit(
-                format!("the configuration is larger than {MAX_FILES} files or {} MiB", MAX_BYTES >> 20),
-                "name a smaller part of it with --config",
-            ));
+            return Err(too_large());
         }
         let number = self.files.len();
         let mut directives = parse(&original.bytes, number)
             .map_err(|error| unreadable(&original.named, &original.bytes, &error))?;
         self.numbers.insert(original.real.clone(), number);
-        self.files.push(Source { original, directives: Vec::new() });
+        self.files.push(Source { original, directives: Vec::new(), weight: 0 });
         under.push(number);
         self.follow(&mut directives, under)?;
         under.pop();
-        self.files[number].directives = directives;
-        Ok(number)
+        let included = includes(&directives).into_iter().flat_map(|include| &include.included);
+        let included = included.filter_map(|number| self.files.get(*number)).map(|source| source.weight);
+        let weight = included.fold(0, usize::saturating_add);
+        let Some(source) = self.files.get_mut(number) else { return Ok(number) };
+        source.weight = weight.saturating_add(source.original.bytes.len());
+        source.directives = directives;
+        if source.weight > MAX_BYTES { Err(too_large()) } else { Ok(number) }
     }
 
     fn follow(&mut self, directives: &mut [Directive], under: &mut Vec<usize>) -> Result<(), EntryError> {
@@ -233,6 +237,13 @@ fn includes(directives: &[Directive]) -> Vec<&Directive> {
         }
     }
     found
+}
+
+fn too_large() -> EntryError {
+    EntryError::unfit(
+        format!("the configuration is larger than {MAX_FILES} files or {} MiB", MAX_BYTES >> 20),
+        "name a smaller part of it with --config",
+    )
 }
 
 fn place(path: &Path, bytes: &[u8], at: usize) -> String {
@@ -294,6 +305,23 @@ fn block(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn within(directives: &[Directive], length: usize) -> bool {
+        directives.iter().all(|one| {
+            let words = one.words.iter().all(|word| word.span.end <= one.span.end);
+            words && one.span.end <= length && within(one.children(), length)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_bytes_are_nothing_breaks(text in "[a-z ;{}\"'#$\\\\\r\n\u{e9}]{0,60}") {
+            if let Ok(directives) = parse(text.as_bytes(), 0) {
+                prop_assert!(within(&directives, text.len()));
+            }
+        }
+    }
 
     fn names(directives: &[&Directive]) -> Vec<String> {
         directives.iter().map(|directive| directive.name().to_owned()).collect()
@@ -327,6 +355,15 @@ mod tests {
         write("one", "include nginx.conf;");
         let error = Tree::read(&folder.path().join("nginx.conf")).unwrap_err().to_string();
         assert!(error.contains("includes itself"), "{error}");
+        // Twice the former, thirty times over.
+        for number in 0..30 {
+            let next = format!("include {0}.conf; include {0}.conf;", number + 1);
+            write(&format!("{number}.conf"), &next);
+        }
+        write("30.conf", &"x;".repeat(100));
+        write("one", "include 0.conf;");
+        let error = Tree::read(&folder.path().join("nginx.conf")).unwrap_err().to_string();
+        assert!(error.contains("larger than"), "{error}");
         write("one", "include gone.conf;");
         assert!(matches!(Tree::read(&folder.path().join("nginx.conf")), Err(EntryError::File { .. })));
     }

@@ -229,6 +229,41 @@ async fn put_in_at_runtime_and_taken_out_without_one_lost_request() {
     assert!(haproxy.text().contains(&format!("server one {}", parties.target.address)));
 }
 
+#[tokio::test]
+async fn a_move_that_was_killed_is_finished() {
+    let Some((parties, haproxy)) = running(ONE).await else { return };
+    let (service, gateway) = (parties.service(), parties.gateway.address.to_string());
+    let (ip, port) = gateway.split_once(':').unwrap();
+    haproxy.install(&service, Way::Best).await.unwrap();
+    for words in [
+        &["add", "server", "app/rehome-spare", &gateway][..],
+        &["set", "server", "app/rehome-spare", "state", "ready"],
+        &["set", "server", "app/one", "state", "drain"],
+        &["set", "server", "app/one", "addr", ip, "port", port],
+    ] {
+        haproxy.runtime().command(words).await.unwrap();
+    }
+    haproxy.remove(&service, To::Source, Way::Best).await.unwrap();
+    let servers = haproxy.runtime().servers().await.unwrap();
+    assert_eq!(servers.len(), 1, "{servers:?}");
+    assert!(
+        servers[0].status.starts_with("no check") && servers[0].address == parties.source.address.to_string()
+    );
+    assert_eq!(haproxy.get("/").await.body, "source");
+}
+
+#[tokio::test]
+async fn what_takes_no_server_at_runtime_is_reloaded() {
+    let text = ONE.replace("backend app\n", "backend app\n  balance static-rr\n");
+    let Some((parties, haproxy)) = running(&text).await else { return };
+    let (service, before) = (parties.service(), haproxy.text());
+    let done = haproxy.install(&service, Way::Best).await.unwrap();
+    assert_eq!(done.taken_up.by, "reload");
+    assert!(done.taken_up.notes.iter().any(|note| note.contains("not at runtime")), "{done:?}");
+    haproxy.remove(&service, To::Source, Way::Best).await.unwrap();
+    assert_eq!((haproxy.text(), haproxy.get("/").await.body), (before, "source".into()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn put_in_by_a_reload_with_everything_that_has_to_go() {
     let text = "frontend web\n  bind 127.0.0.1:PORT\n  acl is_shop hdr(host) -i shop.example\n  acl is_api path_beg /api\n\

@@ -290,6 +290,32 @@ async fn a_tls_server_with_http2_behind_a_redirect() {
     assert_eq!(nginx.bytes(), before);
 }
 
+/// Ports that want a PROXY header, speak HTTP/2 only, or are unix sockets are asked as they want to be.
+#[tokio::test]
+async fn every_kind_of_door_is_proven() {
+    let Some(program) = tool("nginx") else { return };
+    let parties = Parties::new().await;
+    let text = parties.fill(
+        "http { include temp.conf; upstream app { server SOURCE; }\n\
+         server { listen 127.0.0.1:PORT proxy_protocol; location = /one { proxy_pass http://app; } }\n\
+         server { listen 127.0.0.1:PORT2 http2; location ^~ /two { proxy_pass http://app; } }\n\
+         server { listen unix:FOLDER/door; location / { auth_basic x; auth_basic_user_file none; proxy_pass http://app; } }\n\
+         server { listen unix:FOLDER/other; location @named { proxy_pass http://app; } location / { try_files /none @named; } } }\n",
+    );
+    let mut nginx = Running::prepare(&program, &text, &[("none", "")]);
+    let folder = nginx.folder.path().display().to_string();
+    let config = nginx.driver.config.clone();
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap().replace("FOLDER", &folder)).unwrap();
+    nginx.start().await;
+    let mut service = parties.service();
+    service.health = Some("/two/health".into());
+    let done = nginx.install(&service).await.unwrap();
+    let seen: Vec<_> = done.seen.iter().map(|seen| (seen.answer.clone(), seen.through_gateway)).collect();
+    assert_eq!(seen, [(Ok(200), true), (Ok(200), true), (Ok(401), false)], "{done:?}");
+    assert!(done.seen[1].route.contains("/two/health"));
+    nginx.remove(&service, To::Source).await.unwrap();
+}
+
 #[tokio::test]
 async fn several_servers_of_which_one_is_nobodys() {
     let Some(program) = tool("nginx") else { return };
