@@ -66,13 +66,18 @@ impl Runtime {
     /// [`EntryError::Refused`] where the socket may not be opened or has too low a level; [`EntryError::Unreachable`] where
     /// nobody answers.
     pub async fn command(&self, words: &[&str]) -> Result<String, EntryError> {
-        if let Some(wrong) = words.iter().find(|word| !is_word(word)) {
+        self.commands(&[words.to_vec()]).await
+    }
+
+    /// Several commands at once: HAProxy does one right after the other.
+    async fn commands(&self, commands: &[Vec<&str>]) -> Result<String, EntryError> {
+        if let Some(wrong) = commands.iter().flatten().find(|word| !is_word(word)) {
             return Err(EntryError::unfit(
                 format!("`{wrong}` is no name"),
                 "see `rehome entry haproxy show`",
             ));
         }
-        let line = words.join(" ");
+        let line = commands.iter().map(|words| words.join(" ")).collect::<Vec<_>>().join("; ");
         let answered = tokio::time::timeout(PATIENCE, self.exchange(&line)).await;
         let answer = answered.unwrap_or_else(|_| {
             Err(EntryError::Unreachable {
@@ -87,14 +92,18 @@ impl Runtime {
             return Err(refused("the socket needs `level admin` for this (stats socket … level admin)"));
         }
         if answer.starts_with("Unknown command") {
-            return Err(refused(&format!("it knows no `{}`", words.first().unwrap_or(&""))));
+            return Err(refused(&format!("it does not know `{line}`")));
         }
         Ok(answer)
     }
 
     /// A command that says nothing when it did what was asked.
     async fn order(&self, words: &[&str]) -> Result<(), EntryError> {
-        let answer = self.command(words).await?;
+        self.orders(&[words.to_vec()]).await
+    }
+
+    async fn orders(&self, commands: &[Vec<&str>]) -> Result<(), EntryError> {
+        let answer = self.commands(commands).await?;
         if answer.is_empty() {
             return Ok(());
         }
@@ -199,11 +208,11 @@ impl Runtime {
         };
         let mut ordered: Vec<&(String, u32)> = weights.iter().collect();
         ordered.sort_by_key(|(name, weight)| *weight < before(name));
-        for (name, weight) in ordered {
-            let place = format!("{backend}/{name}");
-            self.order(&["set", "weight", &place, &weight.to_string()]).await?;
-        }
-        Ok(())
+        let words: Vec<(String, String)> =
+            ordered.iter().map(|(name, weight)| (format!("{backend}/{name}"), weight.to_string())).collect();
+        let orders: Vec<Vec<&str>> =
+            words.iter().map(|(place, weight)| vec!["set", "weight", place, weight]).collect();
+        self.orders(&orders).await
     }
 
     /// No new requests for a server; what it has goes on.

@@ -230,7 +230,7 @@ async fn show(context: &Context<'_>, haproxy: &Haproxy, services: &[Service]) ->
         Some(Ok(servers)) => servers.iter().for_each(|server| show_server(context, server)),
     }
     printer.line(&format!("the gateway is {}", shown::stage(record.as_ref())));
-    shown::findings(printer, &plan.findings);
+    shown::findings(&plan.findings, |line| printer.line(line));
     shown::unfinished(printer, record.as_ref());
     Ok(Exit::Done)
 }
@@ -258,7 +258,7 @@ async fn propose(context: &Context<'_>, haproxy: &Haproxy, services: &[Service])
             "only_addresses": plan.only_addresses,
         }));
     } else {
-        shown::findings(printer, &plan.findings);
+        shown::findings(&plan.findings, |line| printer.talk(line));
         shown::links(printer, &plan.links);
     }
     let plan = plan.unless_stopped()?;
@@ -280,7 +280,7 @@ async fn install(
     shown::unfinished(printer, record.as_ref());
     let plan: Plan = haproxy.plan(services, Towards::Gateway).await?.unless_stopped()?;
     if !printer.json {
-        shown::findings(printer, &plan.findings);
+        shown::findings(&plan.findings, |line| printer.talk(line));
         shown::links(printer, &plan.links);
         shown::diff(printer, &plan.files);
     }

@@ -165,7 +165,7 @@ async fn show(context: &Context<'_>, nginx: &Nginx, services: &[Service]) -> Res
         printer.line(&format!("{} {} -> {}{service}{through}", route.place, route.text, route.leads_to));
     }
     printer.line(&format!("the gateway is {}", shown::stage(record.as_ref())));
-    shown::findings(printer, &plan.findings);
+    shown::findings(&plan.findings, |line| printer.line(line));
     shown::unfinished(printer, record.as_ref());
     Ok(Exit::Done)
 }
@@ -178,7 +178,7 @@ async fn propose(context: &Context<'_>, nginx: &Nginx, services: &[Service]) -> 
         let document = json!({ "ui": "1.0", "driver": "nginx", "findings": plan.findings, "links": plan.links, "diff": diff });
         printer.json(&document);
     } else {
-        shown::findings(printer, &plan.findings);
+        shown::findings(&plan.findings, |line| printer.talk(line));
         shown::links(printer, &plan.links);
     }
     let plan = plan.unless_stopped()?;
@@ -208,12 +208,9 @@ async fn install(
 }
 
 fn show_plan(context: &Context<'_>, plan: Plan) -> Result<Plan, CliError> {
-    let plan = match plan.unless_stopped() {
-        Ok(plan) => plan,
-        Err(error) => return Err(error.into()),
-    };
+    let plan = plan.unless_stopped()?;
     if !context.printer.json {
-        shown::findings(context.printer, &plan.findings);
+        shown::findings(&plan.findings, |line| context.printer.talk(line));
         shown::links(context.printer, &plan.links);
         shown::diff(context.printer, &plan.files);
     }

@@ -9,7 +9,6 @@ use rehome_entry::quiet::{NoRun, Quiet};
 use rehome_entry::service::Service;
 use rehome_spec::{Migration, UpstreamHttp};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub struct Which {
@@ -72,8 +71,8 @@ fn one(service: &rehome_spec::Service, migration: &Migration, which: &Which) -> 
         trusts_entry: trusts(service, &gateway),
         gateway,
         health: service.health.clone(),
-        hold_age: Duration::from(hold.age.0),
-        hold_requests: u32::try_from(hold.requests).unwrap_or(u32::MAX),
+        hold_age: hold.age.0,
+        hold_requests: hold.requests,
         proxy_protocol: service.proxy_protocol,
         http2: service.upstream_http == UpstreamHttp::Two,
     })

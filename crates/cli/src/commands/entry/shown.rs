@@ -8,16 +8,17 @@ use rehome_entry::finding::{Finding, Gravity};
 use rehome_entry::record::{Record, Stage};
 use serde_json::{Value, json};
 
-pub fn findings(printer: &Printer, findings: &[Finding]) {
+/// What was noticed: data where it was asked for, talk where something else was.
+pub fn findings(findings: &[Finding], say: impl Fn(&str)) {
     for finding in findings {
         let (mark, color) = match finding.gravity {
             Gravity::Note => ("note", style::DIM),
             Gravity::Look => ("look", style::WARN),
             Gravity::Stop => ("STOP", style::BAD),
         };
-        printer.talk(&format!("{color}{mark}{} {} {}", color.render_reset(), finding.place, finding.text));
+        say(&format!("{color}{mark}{} {} {}", color.render_reset(), finding.place, finding.text));
         if let Some(remedy) = &finding.remedy {
-            printer.talk(&format!("    {}remedy:{} {remedy}", style::HINT, style::HINT.render_reset()));
+            say(&format!("    {}remedy:{} {remedy}", style::HINT, style::HINT.render_reset()));
         }
     }
 }
