@@ -45,10 +45,5 @@ impl Quiet for NoRun {
 }
 
 pub(crate) async fn ask(quiet: &dyn Quiet) -> Result<Guard, EntryError> {
-    quiet.may_change_now().await.map_err(|why| {
-        EntryError::unfit(
-            format!("not now: {why}"),
-            "nothing was changed; an entry is never changed between ARMED and OPEN, try again after the switch",
-        )
-    })
+    quiet.may_change_now().await.map_err(|why| EntryError::NotNow { why })
 }

@@ -328,6 +328,48 @@ async fn put_in_by_a_reload_with_everything_that_has_to_go() {
     assert!(plan.files[0].diff().contains(" cookie a weight 10"), "{}", plan.files[0].diff());
 }
 
+/// What was said for the former server alone goes, inherited or not, and HAProxy takes what is left.
+#[tokio::test]
+async fn words_for_the_former_server_go() {
+    let Some(program) = tool("haproxy") else { return };
+    let parties = Parties::new().await;
+    for (line, defaults, left, ids) in [
+        (
+            "ssl verify none sni str(a.example) alpn http/1.1 check-ssl check inter 2s",
+            "",
+            " check inter 2s",
+            &["no-tls"][..],
+        ),
+        ("check", "ssl verify none", " check no-ssl", &["no-tls"]),
+        ("maxconn 10 maxqueue 5 weight 3", "", " weight 3", &["maxconn"]),
+        ("weight 3", "maxconn 10", " weight 3 maxconn 0", &["maxconn"]),
+        ("check send-proxy-v2 # why", "", " check # why", &["send-proxy"]),
+        ("check", "send-proxy", " check no-send-proxy", &["send-proxy"]),
+    ] {
+        let text = format!(
+            "{HEAD}frontend web\n  bind 127.0.0.1:PORT\n  default_backend app\n\nbackend app\n  default-server {defaults} rise 2\n  server one SOURCE {line}\n"
+        );
+        let haproxy = Running::prepare(&program, &parties.fill(&text));
+        let plan = haproxy.propose(&parties.service()).await;
+        assert!(!plan.only_addresses);
+        assert_eq!(plan.findings.iter().map(|finding| finding.id).collect::<Vec<_>>(), ids, "{line}");
+        let diff = plan.files[0].diff();
+        assert!(
+            diff.contains(&format!("+  server one {}{left}\n", parties.gateway.address)),
+            "{line}\n{diff}"
+        );
+        std::fs::write(haproxy.config(), &plan.files[0].after).unwrap();
+        let tested = Command::new(&program).arg("-c").arg("-f").arg(haproxy.config()).output().unwrap();
+        assert!(tested.status.success(), "{line}: {}", String::from_utf8_lossy(&tested.stderr));
+    }
+    let text =
+        format!("{HEAD}{}", ONE.replace("server one SOURCE", "server one SOURCE\n  server two 192.0.2.1:80"));
+    let haproxy = Running::prepare(&program, &parties.fill(&text));
+    let plan = haproxy.driver.plan(&[parties.service()], Towards::Gateway).await.unwrap();
+    let error = plan.unless_stopped().unwrap_err().to_string();
+    assert!(error.contains("192.0.2.1:80"), "{error}");
+}
+
 #[tokio::test]
 async fn what_haproxy_refuses_or_cannot_prove_changes_nothing() {
     let Some((parties, haproxy)) = running(ONE).await else { return };

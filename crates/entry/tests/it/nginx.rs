@@ -4,6 +4,7 @@ use crate::support::*;
 use async_trait::async_trait;
 use http::Method;
 use rehome_entry::EntryError;
+use rehome_entry::address::Address;
 use rehome_entry::change::To;
 use rehome_entry::finding::Gravity;
 use rehome_entry::nginx::alone::Alone;
@@ -338,6 +339,39 @@ async fn several_servers_of_which_one_is_nobodys() {
     there_and_back(&parties, &nginx, &service, "/").await;
 }
 
+/// A source with TLS behind a gateway without: the scheme changes, and with it what nginx would turn round in redirects.
+#[tokio::test]
+async fn a_source_with_tls_is_passed_on_without() {
+    let Some(program) = tool("nginx") else { return };
+    let parties = Parties::new().await;
+    let text = parties.fill(
+        "http { include temp.conf; upstream app { server SOURCE; }\n proxy_read_timeout 4s; proxy_next_upstream off;\n\
+         server { listen 127.0.0.1:PORT; location / { proxy_pass https://app; proxy_ssl_server_name on; }\n\
+         location /x/ { limit_except GET { proxy_pass https://SOURCE; } } location /g { grpc_pass grpcs://app; } } }\n",
+    );
+    let nginx = Running::prepare(&program, &text, &[]);
+    let mut service = parties.service();
+    service.source = service.source.iter().map(|at| Address { secure: true, ..at.clone() }).collect();
+    service.http2 = true;
+    let plan = nginx.propose(&service).await;
+    let diff = plan.files[0].diff();
+    let gateway = parties.gateway.address;
+    for text in [
+        "proxy_pass http://app; proxy_redirect https://app/ /; proxy_read_timeout 19s;".into(),
+        format!("proxy_pass http://{gateway};"),
+        "grpc_pass grpc://app; grpc_next_upstream off;".into(),
+        format!(
+            "location /x/ {{ proxy_set_header Host {}; proxy_redirect https://{}/ /;",
+            parties.source.address, parties.source.address
+        ),
+    ] {
+        assert!(diff.contains(&text), "{text}\n{diff}");
+    }
+    std::fs::write(&nginx.driver.config, &plan.files[0].after).unwrap();
+    let tested = Command::new(&program).arg("-t").arg("-c").arg(&nginx.driver.config).output().unwrap();
+    assert!(tested.status.success(), "{}\n{diff}", String::from_utf8_lossy(&tested.stderr));
+}
+
 #[tokio::test]
 async fn what_speaks_no_http_or_goes_by_a_variable_is_said() {
     let Some(program) = tool("nginx") else { return };
@@ -466,8 +500,8 @@ async fn nothing_changes_between_armed_and_open() {
     let (before, held) = (nginx.bytes(), Arc::<AtomicBool>::default());
     let plan = nginx.propose(&parties.service()).await;
     let quiet = Asked { allowed: false, held: Arc::clone(&held) };
-    let error = nginx.driver.install(&[parties.service()], &plan, &quiet).await.unwrap_err().to_string();
-    assert!(error.contains("not now: the run shop-1"), "{error}");
+    let error = nginx.driver.install(&[parties.service()], &plan, &quiet).await.unwrap_err();
+    assert!(matches!(&error, EntryError::NotNow { why } if why.contains("the run shop-1")), "{error}");
     assert_eq!(nginx.bytes(), before);
     assert!(nginx.driver.record().unwrap().is_none());
 

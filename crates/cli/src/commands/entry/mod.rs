@@ -37,6 +37,7 @@ impl From<EntryError> for CliError {
         let exit = match &error {
             EntryError::Unreachable { .. } => Exit::Network,
             EntryError::Refused { .. } => Exit::Credentials,
+            EntryError::NotNow { .. } => Exit::GateNotMet,
             EntryError::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 Exit::NotFound
             }
