@@ -94,3 +94,13 @@ pub(crate) async fn gateways_answer(services: &[Service]) -> Result<(), EntryErr
     }
     Ok(())
 }
+
+/// Nothing leads to the source and nothing to the gateway: then there is nothing to install, and no proof to hope for.
+pub(crate) fn nothing_leads_here(services: &[Service]) -> EntryError {
+    let all = services.iter().flat_map(|service| &service.source);
+    let all: Vec<String> = all.map(|address| address.authority()).collect();
+    EntryError::unfit(
+        format!("nothing in this configuration leads to the source ({})", all.join(", ")),
+        "name the configuration with --config; `show` lists where its requests go",
+    )
+}

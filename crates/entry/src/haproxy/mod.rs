@@ -15,7 +15,7 @@ use crate::change::{Back, Change, Done, Served, TakenUp, To};
 use crate::files::{self, FileChange};
 use crate::quiet::{self, Quiet};
 use crate::record::{Record, Records, Stage};
-use crate::service::{Service, Towards, gateways_answer};
+use crate::service::{Service, Towards, gateways_answer, nothing_leads_here};
 use config::Config;
 use hold::Hold;
 pub use plan::{Plan, Route};
@@ -62,6 +62,12 @@ impl Haproxy {
         way: Way,
         quiet: &dyn Quiet,
     ) -> Result<Done, EntryError> {
+        if plan.files.is_empty()
+            && self.record()?.is_none()
+            && !plan.routes.iter().any(|route| route.leads_to == "gateway")
+        {
+            return Err(nothing_leads_here(services));
+        }
         gateways_answer(services).await?;
         let records = Records::open(&self.state, DRIVER, self.first_config()?)?;
         let begun =

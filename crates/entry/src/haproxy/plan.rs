@@ -151,6 +151,7 @@ impl<'c> Planner<'c> {
                 .collect();
             routes.extend(standing.iter().map(|(line, stands)| self.route(section, line, *stands)));
             self.look_at_templates(section);
+            self.look_at_portless(section);
             let concerned = standing.iter().find_map(|(_, stands)| match stands {
                 Stands::Source(number) | Stands::Gateway(number) | Stands::Target(number) => Some(*number),
                 Stands::Elsewhere => None,
@@ -297,10 +298,16 @@ impl<'c> Planner<'c> {
         if limits {
             self.take_words(line, &LIMIT_WORDS, limit_inherited.then_some("maxconn 0"));
             let text = format!(
-                "`maxconn` goes: writes that wait in the gateway (up to {}) would use it up and reads would queue behind them",
+                "`maxconn` goes: writes that wait in the gateway (up to {}) would use it up and reads would queue behind them; the application is no longer spared by it",
                 service.hold_requests
             );
-            self.say("maxconn", Gravity::Note, line, text, "");
+            self.say(
+                "maxconn",
+                Gravity::Look,
+                line,
+                text,
+                "bound the load in the application if it needs that",
+            );
         }
         match (proxy, service.proxy_protocol) {
             (true, false) => {
@@ -403,6 +410,21 @@ impl<'c> Planner<'c> {
         }
     }
 
+    /// Without a port HAProxy takes the one that the client came to: which place that is cannot be said.
+    fn look_at_portless(&mut self, section: &'c Section) {
+        for line in section.servers().filter(|line| address_of(line.word(2)).is_none()) {
+            let Some(bare) = address_of(&format!("{}:1", line.word(2))) else { continue };
+            let is_host = |address: &Address| {
+                self.names.is_same(&HostPort { host: address.host.clone(), port: 1 }, &bare)
+            };
+            if self.services.iter().flat_map(|service| &service.source).any(is_host) {
+                let text =
+                    "this line names the source's machine without a port: it may pass the gateway by".into();
+                self.say("no-port", Gravity::Stop, line, text, "write the port");
+            }
+        }
+    }
+
     fn look_at_origin(&mut self, section: &'c Section, service: &Service) {
         let mode = self.config.setting(section, &["mode"]).map_or("tcp", |line| line.word(1));
         if mode != "http" {
@@ -449,6 +471,11 @@ impl<'c> Planner<'c> {
         if let Some(line) = config.conditions.first() {
             let text = "lines between `.if` and `.endif` are read as if they were in force".into();
             self.say("condition", Gravity::Look, line, text, "see that the proposal fits both ways");
+        }
+        let mut all = config.sections.iter().flat_map(|section| &section.lines);
+        if let Some(line) = all.find(|line| line.begins(&["http-request", "cache-use"])) {
+            let text = "what HAProxy answers from its cache never reaches the gateway: a client may read older than its own write";
+            self.say("cache", Gravity::Look, line, text.into(), "");
         }
         let state = config.sections.iter().flat_map(|section| &section.lines);
         let mut state = state.filter(|line| line.word(0) == "load-server-state-from-file");

@@ -15,7 +15,7 @@ use crate::change::{Back, Change, Done, To};
 use crate::files::FileChange;
 use crate::quiet::Quiet;
 use crate::record::{Record, Records, Stage};
-use crate::service::{Service, Towards, gateways_answer};
+use crate::service::{Service, Towards, gateways_answer, nothing_leads_here};
 use plan::Planner;
 pub use plan::{Plan, Route};
 pub use server::Nginx;
@@ -44,6 +44,12 @@ impl Nginx {
         plan: &Plan,
         quiet: &dyn Quiet,
     ) -> Result<Done, EntryError> {
+        if plan.files.is_empty()
+            && self.record()?.is_none()
+            && !plan.routes.iter().any(|route| route.leads_to == "gateway")
+        {
+            return Err(nothing_leads_here(services));
+        }
         gateways_answer(services).await?;
         let records = Records::open(&self.state, DRIVER, &self.config)?;
         let running = Running { nginx: self, questions: &plan.questions };

@@ -287,7 +287,9 @@ impl<'t> Planner<'t> {
         for server in servers.iter().filter(|server| server.words.len() > 2) {
             let parameters: Vec<&str> = server.values().skip(1).collect();
             let text = format!("`{}` goes: it was meant for one of several servers", parameters.join(" "));
-            let finding = Finding::new("server-parameters", Gravity::Note, self.place(server), text);
+            let spares = parameters.iter().any(|word| word.starts_with("max_conns"));
+            let gravity = if spares { Gravity::Look } else { Gravity::Note };
+            let finding = Finding::new("server-parameters", gravity, self.place(server), text);
             self.say(finding);
         }
     }

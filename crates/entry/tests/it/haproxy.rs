@@ -290,7 +290,7 @@ async fn put_in_by_a_reload_with_everything_that_has_to_go() {
     let before = haproxy.text();
     let plan = haproxy.propose(&service).await;
     let ids: Vec<&str> = plan.findings.iter().map(|finding| finding.id).collect();
-    assert_eq!(ids, ["repeats", "maxconn", "too-impatient"]);
+    assert_eq!(ids, ["maxconn", "repeats", "too-impatient"]);
     assert!(!plan.only_addresses);
     let diff = plan.files[0].diff();
     for line in [
@@ -368,6 +368,13 @@ async fn words_for_the_former_server_go() {
     let plan = haproxy.driver.plan(&[parties.service()], Towards::Gateway).await.unwrap();
     let error = plan.unless_stopped().unwrap_err().to_string();
     assert!(error.contains("192.0.2.1:80"), "{error}");
+
+    let bare = ONE.replace("server one SOURCE", "server one 127.0.0.1");
+    let haproxy = Running::prepare(&program, &parties.fill(&format!("{HEAD}{bare}")));
+    let plan = haproxy.driver.plan(&[parties.service()], Towards::Gateway).await.unwrap();
+    assert!(plan.findings.iter().any(|finding| finding.id == "no-port"), "{:?}", plan.findings);
+    let error = haproxy.driver.install(&[parties.service()], &plan, Way::Best, &NoRun).await.unwrap_err();
+    assert!(error.to_string().contains("nothing in this configuration leads to the source"), "{error}");
 }
 
 #[tokio::test]
