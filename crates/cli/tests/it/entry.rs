@@ -251,9 +251,9 @@ impl Scene {
             assert_eq!(back.code, 0, "after {millis} ms, {stage}: {}", back.stderr);
             assert_eq!(self.text(driver), before, "after {millis} ms");
             assert!(!self.came_through());
-            millis += 19;
+            millis += 31;
         }
-        eprintln!("{driver}: of 21 kills {unfinished} left it half in");
+        eprintln!("{driver}: of 13 kills {unfinished} left it half in");
         let folder = std::fs::read_dir(self.place.folder.path()).unwrap().flatten();
         let left: Vec<_> =
             folder.filter(|entry| entry.file_name().to_string_lossy().starts_with(".rehome-")).collect();

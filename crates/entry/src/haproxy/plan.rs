@@ -255,71 +255,62 @@ impl<'c> Planner<'c> {
         if let Some(word) = line.words.get(2) {
             self.edits(line.file).put(word.span.clone(), to.authority());
         }
-        if self.towards == Towards::Target {
-            return;
+        if self.towards == Towards::Gateway {
+            self.change_tls(section, line, to);
+            self.change_limits(section, line, service);
+            self.change_proxy_header(section, line, service);
         }
-        let inherited = |word: &str| {
-            let lines = section.lines.iter().chain(
-                section
-                    .defaults
-                    .and_then(|number| self.config.sections.get(number))
-                    .map_or(&[][..], |found| &found.lines),
-            );
-            lines.filter(|line| line.word(0) == "default-server").any(|line| line.find(1, word).is_some())
-        };
-        let has = |word: &str| line.find(3, word).is_some() || inherited(word);
-        let (tls, limits, proxy) =
-            (has("ssl"), has("maxconn"), PROXY_WORDS.iter().any(|(word, _)| has(word)));
-        let (tls_inherited, limit_inherited) = (inherited("ssl"), inherited("maxconn"));
-        let proxy_inherited = PROXY_WORDS.iter().any(|(word, _)| inherited(word));
-        match (tls, to.secure) {
+    }
+
+    /// Does a `default-server` line in force say this word?
+    fn inherits(&self, section: &Section, word: &str) -> bool {
+        let defaults = section.defaults.and_then(|number| self.config.sections.get(number));
+        let lines = section.lines.iter().chain(defaults.map_or(&[][..], |found| &found.lines));
+        lines.filter(|line| line.word(0) == "default-server").any(|line| line.find(1, word).is_some())
+    }
+
+    fn change_tls(&mut self, section: &Section, line: &Line, to: &Address) {
+        let inherited = self.inherits(section, "ssl");
+        match (inherited || line.find(3, "ssl").is_some(), to.secure) {
             (true, false) => {
-                self.take_words(line, &TLS_WORDS, tls_inherited.then_some("no-ssl"));
-                self.say(
-                    "no-tls",
-                    Gravity::Note,
-                    line,
-                    "the gateway is spoken to without TLS here".into(),
-                    "",
-                );
+                self.take_words(line, &TLS_WORDS, inherited.then_some("no-ssl"));
+                let text = "the gateway is spoken to without TLS here".into();
+                self.say("no-tls", Gravity::Note, line, text, "");
             }
             (false, true) => {
                 let text = "the gateway speaks TLS and this line does not".into();
-                self.say(
-                    "tls",
-                    Gravity::Stop,
-                    line,
-                    text,
-                    "add `ssl verify required ca-file …` to the line, then try again",
-                );
+                let remedy = "add `ssl verify required ca-file …` to the line, then try again";
+                self.say("tls", Gravity::Stop, line, text, remedy);
             }
             _ => {}
         }
-        if limits {
-            self.take_words(line, &LIMIT_WORDS, limit_inherited.then_some("maxconn 0"));
-            let text = format!(
-                "`maxconn` goes: writes that wait in the gateway (up to {}) would use it up and reads would queue behind them; the application is no longer spared by it",
-                service.hold_requests
-            );
-            self.say(
-                "maxconn",
-                Gravity::Look,
-                line,
-                text,
-                "bound the load in the application if it needs that",
-            );
+    }
+
+    fn change_limits(&mut self, section: &Section, line: &Line, service: &Service) {
+        let inherited = self.inherits(section, "maxconn");
+        if !inherited && line.find(3, "maxconn").is_none() {
+            return;
         }
-        match (proxy, service.proxy_protocol) {
+        self.take_words(line, &LIMIT_WORDS, inherited.then_some("maxconn 0"));
+        let text = format!(
+            "`maxconn` goes: writes that wait in the gateway (up to {}) would use it up and reads would queue behind them; the \
+             application is no longer spared by it",
+            service.hold_requests
+        );
+        let remedy = "bound the load in the application if it needs that";
+        self.say("maxconn", Gravity::Look, line, text, remedy);
+    }
+
+    fn change_proxy_header(&mut self, section: &Section, line: &Line, service: &Service) {
+        let inherited = PROXY_WORDS.iter().find(|(word, _)| self.inherits(section, word));
+        let own = PROXY_WORDS.iter().any(|(word, _)| line.find(3, word).is_some());
+        match (own || inherited.is_some(), service.proxy_protocol) {
             (true, false) => {
-                self.take_words(line, &PROXY_WORDS, proxy_inherited.then_some("no-send-proxy"));
+                let against = inherited.map(|(word, _)| format!("no-{word}"));
+                self.take_words(line, &PROXY_WORDS, against.as_deref());
                 let text = "`send-proxy` goes: the gateway of this service wants no PROXY header".into();
-                self.say(
-                    "send-proxy",
-                    Gravity::Look,
-                    line,
-                    text,
-                    "set `proxy_protocol = true` for the service to keep it",
-                );
+                let remedy = "set `proxy_protocol = true` for the service to keep it";
+                self.say("send-proxy", Gravity::Look, line, text, remedy);
             }
             (false, true) => {
                 self.only_addresses = false;

@@ -345,6 +345,7 @@ async fn words_for_the_former_server_go() {
         ("weight 3", "maxconn 10", " weight 3 maxconn 0", &["maxconn"]),
         ("check send-proxy-v2 # why", "", " check # why", &["send-proxy"]),
         ("check", "send-proxy", " check no-send-proxy", &["send-proxy"]),
+        ("check", "send-proxy-v2", " check no-send-proxy-v2", &["send-proxy"]),
     ] {
         let text = format!(
             "{HEAD}frontend web\n  bind 127.0.0.1:PORT\n  default_backend app\n\nbackend app\n  default-server {defaults} rise 2\n  server one SOURCE {line}\n"
