@@ -8,6 +8,9 @@ pub enum EntryError {
     /// What was asked for, or what the configuration says, does not fit; nothing was changed. `hint` says what to do.
     #[error("{what}")]
     Unfit { what: String, hint: String },
+    /// A switch is between ARMED and OPEN, or it is not known; nothing was changed, and later it may be.
+    #[error("not now: {why}; nothing was changed")]
+    NotNow { why: String },
     /// What was proposed is no longer what is there (someone edited it meanwhile); nothing was changed.
     #[error("{what} changed since it was read")]
     Changed { what: String },
@@ -35,6 +38,6 @@ impl EntryError {
 
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(self, Self::Unreachable { .. } | Self::NotNow { .. })
     }
 }

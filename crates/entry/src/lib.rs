@@ -4,8 +4,21 @@
 //! Nothing here is ever a fence or a decision: who owns the writes is the gateways' and the engine's business. A driver never
 //! prints, and changes nothing that it did not show before.
 
+pub mod address;
+pub mod change;
+pub mod diff;
 pub mod dns;
+mod edit;
 pub mod error;
+pub mod files;
+pub mod finding;
+pub mod haproxy;
+pub mod nginx;
+mod probe;
+mod process;
 pub mod program;
+pub mod quiet;
+pub mod record;
+pub mod service;
 
 pub use error::EntryError;

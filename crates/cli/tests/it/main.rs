@@ -7,6 +7,7 @@ mod crash;
 mod demo;
 mod dns;
 mod documents;
+mod entry;
 mod foreign;
 mod gateways;
 mod harness;

@@ -1,5 +1,8 @@
-//! The drivers against the programs they drive, started by the tests themselves.
+//! The drivers against the real programs, started by the tests on ports of their own.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on ends, and says why")]
 
 mod dns;
+mod haproxy;
+mod nginx;
+mod support;

@@ -1,6 +1,10 @@
 //! `rehome entry DRIVER VERB`: what stands in front of the gateways and is not ours; a file per driver.
 
 pub mod dns;
+pub mod haproxy;
+pub mod nginx;
+mod services;
+mod shown;
 
 use super::Context;
 use crate::exit::{CliError, Exit};
@@ -19,11 +23,15 @@ pub struct EntryArgs {
 #[derive(Debug, Subcommand)]
 pub enum Driver {
     Dns(Box<dns::DnsArgs>),
+    Haproxy(Box<haproxy::HaproxyArgs>),
+    Nginx(Box<nginx::NginxArgs>),
 }
 
 pub async fn run(context: &Context<'_>, args: &EntryArgs) -> Result<Exit, CliError> {
     match &args.driver {
         Driver::Dns(args) => Box::pin(dns::run(context, args)).await,
+        Driver::Haproxy(args) => Box::pin(haproxy::run(context, args)).await,
+        Driver::Nginx(args) => Box::pin(nginx::run(context, args)).await,
     }
 }
 
@@ -32,6 +40,7 @@ impl From<EntryError> for CliError {
         let exit = match &error {
             EntryError::Unreachable { .. } => Exit::Network,
             EntryError::Refused { .. } => Exit::Credentials,
+            EntryError::NotNow { .. } => Exit::GateNotMet,
             EntryError::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 Exit::NotFound
             }
