@@ -84,6 +84,11 @@ pub(crate) async fn handle(core: &Core, request: Request) -> Response {
     let done = match request {
         Request::Status => return Response::Status(Box::new(core.status().await)),
         Request::Enroll { run, token } => core.change(|grant| grant.enroll(&run, token)).await,
+        Request::Shed { shedding } => {
+            core.shed.set(shedding);
+            tracing::info!(?shedding, "connections");
+            return Response::Done;
+        }
         Request::Leave { run, token } => core.change(|grant| grant.leave(&run, token)).await,
         Request::Weight { service, percent, token } => weight(core, &service, percent, token).await,
         Request::Freshness { service, through, token } => freshness(core, &service, through, token).await,

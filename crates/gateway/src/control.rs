@@ -95,6 +95,11 @@ pub enum Request {
         epoch: Epoch,
         token: Token,
     },
+    /// A planned hand-over of the address that clients come by is near. Sent again, the last one holds. Needs neither a run nor
+    /// a token, since it changes nothing about who owns what.
+    Shed {
+        shedding: Shedding,
+    },
     /// The migration is over: forget the run (standing grant stays). Refused during a switch.
     Leave {
         run: String,
@@ -108,6 +113,18 @@ pub enum SessionRule {
     Wait,
     Close,
     Refuse,
+}
+
+/// How far clients are asked to come again; new connections are taken all the while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shedding {
+    /// Connections are kept, as ever.
+    Off,
+    /// An HTTP/1.1 connection ends with its next answer.
+    Answers,
+    /// And those that are open now end as soon as no request is under way on them (HTTP/2: GOAWAY).
+    Idle,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

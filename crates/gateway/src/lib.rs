@@ -31,6 +31,7 @@ mod sabotage;
 mod server;
 mod service;
 mod session;
+mod shed;
 mod split;
 mod state_file;
 mod tls;
