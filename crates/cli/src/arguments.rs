@@ -63,6 +63,7 @@ pub enum Command {
     Recover(commands::recover::RecoverArgs),
     Copy(commands::copy::CopyArgs),
     Gateway(commands::gateway::GatewayArgs),
+    Entry(Box<commands::entry::EntryArgs>),
     Demo(Box<commands::demo::DemoArgs>),
     Completions(commands::generate::CompletionsArgs),
     /// The JSON Schema of the migration file
@@ -104,6 +105,7 @@ impl Command {
             Self::Recover(_) => "recover",
             Self::Copy(_) => "copy",
             Self::Gateway(_) => "gateway",
+            Self::Entry(_) => "entry",
             Self::Demo(_) => "demo",
             Self::Completions(_) => "completions",
             Self::Schema => "schema",

@@ -5,6 +5,7 @@
 //! prints, and changes nothing that it did not show before.
 
 pub mod error;
+pub mod keepalived;
 pub mod program;
 
 pub use error::EntryError;

@@ -68,7 +68,7 @@ pub async fn run_well<A: AsRef<OsStr>>(
 
 async fn text_of(stream: Option<impl AsyncRead + Unpin>) -> String {
     let Some(mut stream) = stream else { return String::new() };
-    let (mut kept, mut piece) = (Vec::new(), [0; 8192]);
+    let (mut kept, mut piece) = (Vec::new(), vec![0; 8192]);
     while let Ok(length @ 1..) = stream.read(&mut piece).await {
         let room = MAX_OUTPUT.saturating_sub(kept.len()).min(length);
         kept.extend(piece.iter().take(room));

@@ -4,6 +4,7 @@ pub mod apply;
 pub mod copy;
 pub mod demo;
 pub mod doctor;
+pub mod entry;
 pub mod gateway;
 pub mod generate;
 pub mod init;
@@ -63,6 +64,7 @@ async fn dispatch(context: &Context<'_>, command: Command) -> Result<Exit, CliEr
         Command::Recover(args) => recover::run(context, &args).await,
         Command::Copy(args) => copy::run(context, &args).await,
         Command::Gateway(args) => gateway::run(context, &args).await,
+        Command::Entry(args) => Box::pin(entry::run(context, &args)).await,
         Command::Demo(args) => Box::pin(demo::run(context, &args)).await,
         Command::Completions(args) => generate::completions(context, &args),
         Command::Schema => generate::schema(context),
