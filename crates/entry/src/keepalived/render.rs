@@ -118,9 +118,9 @@ fn instance(pair: &Pair, node: Node) -> String {
              nopreempt\n    \
              interface {interface}\n    \
              virtual_router_id {router_id}\n    \
-             # After a good-bye the other node waits (256 - priority) / 256 of an interval: here {skew:.1} ms.\n    \
+             # After the other's good-bye this node waits (256 - priority) / 256 of an interval: {skew:.1} ms.\n    \
              priority {priority}\n    \
-             # A node that fell silent is followed after three intervals and that wait: {silence} ms.\n    \
+             # It follows one that fell silent after three intervals and that wait: {silence} ms.\n    \
              advert_int {seconds}\n    \
              # Clouds carry no multicast.\n    \
              unicast_src_ip {own}\n    \
