@@ -131,6 +131,16 @@ impl Lab {
         ip(&["-n", &self.namespace(HUB), "link", "set", node, if plugged { "up" } else { "down" }])
     }
 
+    /// Takes a node off the bridge without its noticing: the cable stays in, and nothing comes through it.
+    ///
+    /// # Errors
+    /// `ip` says no.
+    pub fn isolate(&self, node: &str, isolated: bool) -> Result<(), NoLab> {
+        let hub = self.namespace(HUB);
+        let to: &[&str] = if isolated { &["nomaster"] } else { &["master", "br0"] };
+        ip(&[&["-n", &hub, "link", "set", node], to].concat())
+    }
+
     /// `ip` in a node.
     ///
     /// # Errors

@@ -9,4 +9,5 @@ mod documents;
 mod foreign;
 mod harness;
 mod keep;
+mod keepalived;
 mod sabotage;
