@@ -67,26 +67,29 @@ pub struct Gap {
     pub failed: usize,
     /// Took a second or longer: their first packet was lost and sent again.
     pub delayed: usize,
-    /// The longest time between two good ends of connections.
-    pub silence: Duration,
+    /// The longest time in which no probe that began was answered at its first attempt. A busy machine makes probes late, not this.
+    pub outage: Duration,
 }
 
 impl Gap {
     pub fn of(all: &[Probed], from: Instant, to: Instant) -> Self {
         let these: Vec<&Probed> = all.iter().filter(|one| (from..to).contains(&one.began)).collect();
-        let mut ends: Vec<Instant> =
-            all.iter().filter(|one| one.failed.is_none()).map(|one| one.began + one.took).collect();
-        ends.sort();
-        let ends: Vec<Instant> = ends.into_iter().filter(|end| (from..to).contains(end)).collect();
-        let silence = ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(to - from);
+        let delayed = |one: &Probed| one.failed.is_none() && one.took > Duration::from_millis(900);
+        let (mut outage, mut since) = (Duration::ZERO, None);
+        for one in &these {
+            if one.failed.is_some() || delayed(one) {
+                since.get_or_insert(one.began);
+            } else if let Some(since) = since.take() {
+                outage = outage.max(one.began - since);
+            }
+        }
+        // It never came back.
+        outage = outage.max(since.map_or(Duration::ZERO, |since| to - since));
         Self {
             probes: these.len(),
             failed: these.iter().filter(|one| one.failed.is_some()).count(),
-            delayed: these
-                .iter()
-                .filter(|one| one.failed.is_none() && one.took > Duration::from_millis(900))
-                .count(),
-            silence,
+            delayed: these.iter().filter(|one| delayed(one)).count(),
+            outage,
         }
     }
 }

@@ -302,6 +302,18 @@ fn an_installation_beside_a_configuration_of_others_and_its_way_back() {
     assert!(stray.stderr.contains("is in no network that eth0 has here"), "{}", stray.stderr);
     assert_eq!(std::fs::read_to_string(&config).unwrap(), theirs);
 
+    // A pair that speaks IPv6: Keepalived's own test takes it.
+    let six = ["--as", "1", "--interface", INTERFACE, "--node", "fd77::11", "--node", "fd77::12"];
+    let shown = run("install", &[&six[..], &["--address", "fd77::100/64", "--router-id", "53"]].concat());
+    assert_eq!(shown.code, 0, "{}", shown.stderr);
+    let removed = run("remove", &[]);
+    assert_eq!(
+        (removed.code, std::fs::read_to_string(&config).unwrap()),
+        (0, theirs.to_owned()),
+        "{}",
+        removed.stderr
+    );
+
     let installed = install(&["--address", "10.77.0.100/24", "--router-id", "52"]);
     assert_eq!(installed.code, 0, "{}", installed.stderr);
     let now = std::fs::read_to_string(&config).unwrap();
@@ -320,4 +332,35 @@ fn an_installation_beside_a_configuration_of_others_and_its_way_back() {
     assert_eq!(arp_ignore(), "0");
     assert!(!place.path("rehome.conf").exists() && !place.path("sysctl.conf").exists());
     assert_eq!(run("remove", &[]).code, 1, "there is nothing left to take out");
+}
+
+#[test]
+fn proposals_and_the_check_need_nobody() {
+    let place = crate::harness::Place::new();
+    let words = ["entry", "keepalived", "propose", "--interface", "eth0", "--program", "/usr/bin/rehome"];
+    let nodes = ["--node", "10.0.0.11", "--node", "10.0.0.12"];
+    let propose = |more: &[&str]| place.run(&[&words[..], &nodes, more].concat());
+    let proposed = propose(&["--address", "10.0.0.100/24", "--json"]).last_json();
+    assert_eq!((&proposed["ui"], &proposed["advert_ms"]), (&"1.0".into(), &300.into()));
+    for (index, node) in ["10.0.0.11", "10.0.0.12"].iter().enumerate() {
+        assert_eq!(proposed["nodes"][index]["address"], *node);
+        let config = proposed["nodes"][index]["files"]["keepalived.conf"].as_str().unwrap();
+        assert!(config.contains(&format!("unicast_src_ip {node}\n")), "{config}");
+    }
+    let written = propose(&["--address", "10.0.0.100/24", "--out", "pair"]);
+    assert_eq!(written.code, 0, "{}", written.stderr);
+    assert!(place.path("pair/node-2/keepalived.conf").exists());
+    let wrong = propose(&["--address", "10.0.1.100/24"]);
+    assert_eq!(wrong.code, 2, "{}", wrong.stderr);
+    assert!(
+        wrong.stderr.contains("is not in the network of") && wrong.stderr.contains("hint:"),
+        "{}",
+        wrong.stderr
+    );
+
+    // Without a home, a state folder or a file, as Keepalived starts it.
+    let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_rehome"));
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let ran = check.env_clear().args(["entry", "keepalived", "check", &nobody.to_string()]).output().unwrap();
+    assert_eq!(ran.status.code(), Some(1), "{}", String::from_utf8_lossy(&ran.stderr));
 }

@@ -121,6 +121,11 @@ pub struct Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            for index in [0, 1] {
+                eprintln!("keepalived of {}:\n{}", NODES[index], self.log(index));
+            }
+        }
         for child in
             self.nodes.iter_mut().flat_map(|node| [node.gateway.take(), node.keepalived.take()]).flatten()
         {
