@@ -238,7 +238,12 @@ fn same_networks(one: &rehome_spec::Service, other: &rehome_spec::Service) -> bo
 }
 
 /// Takes connections until the gateway ends.
-pub(crate) async fn accept(socket: TcpListener, listener: Arc<Listener>, places: Arc<Semaphore>, life: Life) {
+pub(crate) async fn accept(
+    socket: Arc<TcpListener>,
+    listener: Arc<Listener>,
+    places: Arc<Semaphore>,
+    life: Life,
+) {
     loop {
         let accepted = async {
             // At the bound nobody is accepted: new clients wait in the kernel's queue.

@@ -144,6 +144,8 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     }
     let places = Arc::new(Semaphore::new(config.hold.connections.max(1) as usize));
     for Door { socket, listener, .. } in doors {
+        let socket = Arc::new(socket);
+        life.shed.watch(&socket);
         life.traffic.spawn(listener::accept(socket, listener, places.clone(), life.clone()));
     }
     Ok(Running {

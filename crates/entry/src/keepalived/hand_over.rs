@@ -68,17 +68,18 @@ pub enum Undecided {
     NotReleased(Duration),
 }
 
-/// Lets go of the addresses.
+/// Lets go of the addresses, with `last` done just before.
 ///
 /// # Errors
 /// This node has none of them, its Keepalived does not follow, or the other node does not take over.
-pub async fn release(installed: &Installed) -> Result<Moved, Undecided> {
+pub async fn release(installed: &Installed, last: impl Future<Output = ()>) -> Result<Moved, Undecided> {
     let here = || has_addresses(&installed.interface, &installed.addresses);
     if here().await? == Some(false) {
         let hint = "run it on the node that has them: rehome entry keepalived status";
         return Err(EntryError::unfit("this node does not have the shared addresses", hint).into());
     }
     let order = Order(installed);
+    last.await;
     let ordered = Instant::now();
     order.give()?;
     while here().await? != Some(false) {

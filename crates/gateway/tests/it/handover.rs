@@ -43,7 +43,9 @@ async fn a_gateway_that_drains_says_so_and_ends_the_connections_of_those_who_wat
         .await
         .unwrap();
     assert!(crate::support::read_head(&mut watching).await.starts_with("HTTP/1.1 200"));
+    let address = gateway.address;
     let drained = tokio::spawn(gateway.running.drain(Duration::from_secs(20)));
+    eventually("nobody listens", || async { TcpStream::connect(address).await.is_err() }).await;
     eventually("it says so", || async { healthz(metrics).await == StatusCode::SERVICE_UNAVAILABLE }).await;
     let mut kept = Caller::connect(metrics).await;
     let said = kept.get("/healthz", &[]).await;
@@ -105,4 +107,27 @@ async fn http2_streams_are_finished_and_the_connection_ends() {
     assert_eq!(within("the answer", slow).await.unwrap().status, StatusCode::OK);
     eventually("the connection ends", || async { sender.is_closed() }).await;
     assert_eq!(Caller::connect_h2(gateway.address).await.get("/", &[]).await.side(), "source");
+}
+
+#[tokio::test]
+async fn newcomers_wait_outside_for_a_moment_and_nobody_else_does() {
+    let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
+    let gateway = Gateway::start(service(&source.url(), &target.url())).await;
+    let (mut inside, address) = (gateway.caller().await, gateway.address);
+    assert_eq!(inside.get("/", &[]).await.side(), "source");
+    let shut = Control::Shed { shedding: Shedding::Shut };
+    gateway.done(shut.clone()).await;
+    assert_eq!(inside.get("/", &[]).await.side(), "source", "who is inside is served");
+    let newcomer = tokio::spawn(TcpStream::connect(address));
+    let soon = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await;
+    assert!(soon.is_err(), "a newcomer waits");
+    gateway.done(Control::Shed { shedding: Shedding::Off }).await;
+    let newcomer = within("its second attempt", newcomer).await.unwrap().unwrap();
+    assert_eq!(Caller::one(newcomer).await.get("/", &[]).await.side(), "source");
+    let at_once = tokio::time::timeout(Duration::from_millis(900), TcpStream::connect(address)).await;
+    assert!(at_once.is_ok(), "the door is open");
+
+    // Whoever shut it is gone: it opens by itself.
+    gateway.done(shut).await;
+    within("the door", TcpStream::connect(address)).await.unwrap();
 }

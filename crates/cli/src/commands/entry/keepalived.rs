@@ -103,6 +103,10 @@ struct HandOverArgs {
     /// How long clients are asked to come again before the addresses move
     #[arg(long, default_value_t = 3, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     window: u64,
+    /// How long new connections wait outside just before: what is on its way then still arrives. The longest round trip of your
+    /// clients is right. They try again after a second, so this many milliseconds of them are late
+    #[arg(long, default_value_t = 20, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(0..=2000))]
+    still: u64,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -446,7 +450,7 @@ async fn hand_over(context: &Context<'_>, args: &HandOverArgs) -> Result<Exit, C
     context.printer.confirm(&format!("Give {} to the other node?", names.join(", ")), args.yes)?;
     let begun = Instant::now();
     let ended = tokio::select! {
-        ended = Box::pin(steps(context, &installed, local.as_ref(), args.window)) => ended,
+        ended = Box::pin(steps(context, &installed, local.as_ref(), args)) => ended,
         _ = tokio::signal::ctrl_c() => Err(CliError::failed("interrupted; the order was taken back")),
     };
     if let Some(local) = &local
@@ -481,13 +485,13 @@ async fn steps(
     context: &Context<'_>,
     installed: &Installed,
     local: Option<&Local>,
-    window: u64,
+    args: &HandOverArgs,
 ) -> Result<(Moved, Option<u64>), CliError> {
     let mut open = None;
     if let Some(local) = local {
-        context.printer.talk(&format!("asking clients to come again, for {window} s at most"));
+        context.printer.talk(&format!("asking clients to come again, for {} s at most", args.window));
         local.shed(Shedding::Answers).await?;
-        local.fewer(Duration::from_secs(window)).await?;
+        local.fewer(Duration::from_secs(args.window)).await?;
         local.shed(Shedding::Idle).await?;
         open = Some(local.fewer(Duration::from_millis(300)).await?);
     }
@@ -495,7 +499,17 @@ async fn steps(
         context.printer.warning("the addresses are not kept on lo: what is under way now breaks");
     }
     context.printer.talk("moving the addresses");
-    let moved = release(installed).await.map_err(|error| match error {
+    let last = async {
+        if let Some(local) = local.filter(|_| args.still > 0) {
+            match local.shed(Shedding::Shut).await {
+                Ok(()) => tokio::time::sleep(Duration::from_millis(args.still)).await,
+                Err(error) => {
+                    context.printer.warning(&format!("new connections are not kept outside: {}", error.text))
+                }
+            }
+        }
+    };
+    let moved = release(installed, last).await.map_err(|error| match error {
         Undecided::Entry(error) => error.into(),
         Undecided::CameBack(_) => CliError::failed(error.to_string()).hint(
             "is its Keepalived running, and its gateway alive? Ask there: rehome entry keepalived status",

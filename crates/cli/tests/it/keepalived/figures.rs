@@ -15,6 +15,8 @@ const AFTER: Duration = Duration::from_millis(3_500);
 #[derive(Clone, Copy, PartialEq)]
 enum Event {
     HandOver,
+    /// New connections do not wait outside.
+    HandOverAtOnce,
     GatewayKilled,
     GatewayStopped,
     KeepalivedStopped,
@@ -23,10 +25,11 @@ enum Event {
     CablePulled,
 }
 
-const EVENTS: [(Event, &str, Setup); 10] = [
+const EVENTS: [(Event, &str, Setup); 11] = [
     (Event::HandOver, "planned hand-over", Setup { advert_ms: 300, keep: true }),
-    (Event::HandOver, "the same, addresses not kept", Setup { advert_ms: 300, keep: false }),
-    (Event::HandOver, "the same, advert 1 s, not kept", Setup { advert_ms: 1_000, keep: false }),
+    (Event::HandOverAtOnce, "the same, --still 0", Setup { advert_ms: 300, keep: true }),
+    (Event::HandOverAtOnce, "the same, addresses not kept", Setup { advert_ms: 300, keep: false }),
+    (Event::HandOverAtOnce, "the same, advert 1 s, not kept", Setup { advert_ms: 1_000, keep: false }),
     (Event::KeepalivedEnded, "keepalived ended (SIGTERM)", Setup { advert_ms: 300, keep: true }),
     (Event::GatewayKilled, "gateway killed (SIGKILL)", Setup { advert_ms: 300, keep: true }),
     (Event::GatewayStopped, "gateway hangs (SIGSTOP)", Setup { advert_ms: 300, keep: true }),
@@ -92,8 +95,9 @@ fn measure(event: Event, setup: Setup) -> Option<Measured> {
         std::thread::sleep(BEFORE);
         let happened = Instant::now();
         match event {
-            Event::HandOver => {
-                let moved = rig.entry(0, "hand-over", &["--yes", "--window", "1"]);
+            Event::HandOver | Event::HandOverAtOnce => {
+                let still = if event == Event::HandOver { "20" } else { "0" };
+                let moved = rig.entry(0, "hand-over", &["--yes", "--window", "1", "--still", still]);
                 assert_eq!(moved.code, 0, "{}", moved.stderr);
             }
             Event::GatewayKilled => {

@@ -252,6 +252,10 @@ impl Rig {
     pub fn start_keepalived(&mut self, index: usize) {
         let node = &self.nodes[index];
         let path = |name: &str| node.folder.join(name);
+        // The id of a killed one may still be taken by its remains, or again by somebody else.
+        for left in ["pid", "vrrp.pid"] {
+            let _none = std::fs::remove_file(path(left));
+        }
         let log = File::options().create(true).append(true).open(path("keepalived.log")).unwrap();
         let mut command = self.lab.command(node.name, "keepalived");
         command.args(["--vrrp", "--dont-fork", "--log-console", "--log-detail", "--no-syslog", "--use-file"]);
