@@ -1,5 +1,5 @@
-//! How long the shared address is without an answer, by what happened. Long: `REHOME_LONG=1`, with `--nocapture` to read it; the
-//! bars are generous, since a busy machine is no fault of the pair.
+//! How long the shared address is without an answer, by what happened. Long: `REHOME_LONG=1`, with `--nocapture` to read it;
+//! `REHOME_ROUNDS` and `REHOME_EVENTS` (a part of a name) choose. Nothing here is a bar: a busy machine is no fault of the pair.
 
 use super::load::Gap;
 use super::rig::{Rig, Setup};
@@ -52,10 +52,13 @@ fn figures() {
         "| event | outage, ms: median (all) | probes failed | delayed 1 s | writes on kept connections failed |"
     );
     eprintln!("|---|---|---|---|---|");
-    for (event, name, setup) in EVENTS {
+    let only = std::env::var("REHOME_EVENTS").unwrap_or_default();
+    for (event, name, setup) in EVENTS.into_iter().filter(|(_, name, _)| name.contains(&only)) {
         let mut measured = Vec::new();
-        for _ in 0..rounds {
-            let Some(one) = measure(event, setup) else { return };
+        for round in 0..rounds {
+            // The check asks every second: the rounds come at different moments of that second.
+            let before = BEFORE + Duration::from_millis(110) * round;
+            let Some(one) = measure(event, setup, before) else { return };
             measured.push(one);
         }
         show(name, &measured);
@@ -85,14 +88,14 @@ fn show(name: &str, measured: &[Measured]) {
     );
 }
 
-fn measure(event: Event, setup: Setup) -> Option<Measured> {
+fn measure(event: Event, setup: Setup, before: Duration) -> Option<Measured> {
     let mut rig = Rig::start(setup)?;
     // Taken out before, so that the events need no exclusive hold of the rig.
     let gateway = (event == Event::GatewayKilled).then(|| rig.nodes[0].gateway.take()).flatten();
     let keepalived = (event == Event::KeepalivedEnded).then(|| rig.nodes[0].keepalived.take()).flatten();
     let vrrp = rig.vrrp(0);
     let (moments, probes, written) = under_load(&rig, PACE, || {
-        std::thread::sleep(BEFORE);
+        std::thread::sleep(before);
         let happened = Instant::now();
         match event {
             Event::HandOver | Event::HandOverAtOnce => {
