@@ -22,6 +22,9 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let printer = Printer::new(arguments.global.json, arguments.global.color);
+    if let Some(exit) = commands::entry::keepalived::at_once(&arguments.command, &printer) {
+        return ExitCode::from(exit.code());
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

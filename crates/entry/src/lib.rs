@@ -13,6 +13,7 @@ pub mod error;
 pub mod files;
 pub mod finding;
 pub mod haproxy;
+pub mod keepalived;
 pub mod nginx;
 mod probe;
 mod process;

@@ -114,6 +114,12 @@ pub(crate) async fn handle(core: &Core, request: Request) -> Response {
     let done = match request {
         Request::Status => return Response::Status(Box::new(core.status().await)),
         Request::Enroll { run, token } => core.change(|grant| grant.enroll(&run, token)).await,
+        Request::Shed { shedding } => {
+            tracing::info!(?shedding, "connections");
+            core.shed
+                .set(shedding)
+                .map_err(|error| (Refusal::Failed, format!("the listening sockets: {error}")))
+        }
         Request::Leave { run, token } => core.change(|grant| grant.leave(&run, token)).await,
         Request::Weight { service, percent, token } => weight(core, &service, percent, token).await,
         Request::Freshness { service, through, token } => freshness(core, &service, through, token).await,

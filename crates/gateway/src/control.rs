@@ -105,6 +105,11 @@ pub enum Request {
         epoch: Epoch,
         token: Token,
     },
+    /// A planned hand-over of the address that clients come by is near. Sent again, the last one holds; without another it
+    /// ends by itself. Needs neither a run nor a token, since it changes nothing about who owns what.
+    Shed {
+        shedding: Shedding,
+    },
     /// The migration is over: forget the run (standing grant stays). Refused during a switch.
     Leave {
         run: String,
@@ -118,6 +123,21 @@ pub enum SessionRule {
     Wait,
     Close,
     Refuse,
+}
+
+/// How far clients are asked to come again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shedding {
+    /// Connections are kept, as ever.
+    Off,
+    /// An HTTP/1.1 connection ends with its next answer.
+    Answers,
+    /// And those that are open now end as soon as no request is under way on them (HTTP/2: GOAWAY).
+    Idle,
+    /// And the first packets of new ones are dropped, for a moment before the address moves: their clients send them again
+    /// after a second, and whoever has the address then answers. Opens by itself after five seconds.
+    Shut,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

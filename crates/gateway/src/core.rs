@@ -6,6 +6,7 @@ use crate::control::{Held, Mode, Refusal, Status};
 use crate::gate::Gate;
 use crate::grant::{Grant, Lease, Refused, Saved};
 use crate::service::Service;
+use crate::shed::Shed;
 use crate::state_file::StateFile;
 use rehome_part::{Epoch, Side, Token};
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub(crate) struct Core {
     pub services: Vec<(Arc<Service>, String)>,
     /// Connections to the other side will be needed at once.
     pub warm: Notify,
+    pub shed: Arc<Shed>,
     file: Arc<StateFile>,
     kept: Mutex<Kept>,
 }
@@ -37,15 +39,15 @@ struct Kept {
 impl Core {
     pub fn new(
         name: String,
-        clock: ProcessClock,
-        boot: BootClock,
+        (clock, boot): (ProcessClock, BootClock),
         gate: Arc<Gate>,
         services: Vec<(Arc<Service>, String)>,
+        shed: Arc<Shed>,
         file: StateFile,
         grant: Grant,
     ) -> Self {
         let kept = Mutex::new(Kept { on_disk: grant.saved.clone(), grant });
-        Self { name, clock, boot, gate, services, warm: Notify::new(), file: Arc::new(file), kept }
+        Self { name, clock, boot, gate, services, warm: Notify::new(), shed, file: Arc::new(file), kept }
     }
 
     /// A lease that begins now.

@@ -33,6 +33,7 @@ mod server;
 mod service;
 mod session;
 mod shadow;
+mod shed;
 mod split;
 mod state_file;
 mod tls;

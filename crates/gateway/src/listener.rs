@@ -24,7 +24,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -238,7 +238,12 @@ fn same_networks(one: &rehome_spec::Service, other: &rehome_spec::Service) -> bo
 }
 
 /// Takes connections until the gateway ends.
-pub(crate) async fn accept(socket: TcpListener, listener: Arc<Listener>, places: Arc<Semaphore>, life: Life) {
+pub(crate) async fn accept(
+    socket: Arc<TcpListener>,
+    listener: Arc<Listener>,
+    places: Arc<Semaphore>,
+    life: Life,
+) {
     loop {
         let accepted = async {
             // At the bound nobody is accepted: new clients wait in the kernel's queue.
@@ -356,14 +361,21 @@ impl Visit<'_> {
     {
         let Self { listener, peer, linger, life } = self;
         let (stream, framing) = Watched::new(stream, listener.patience.head, listener.entrance.clone());
+        let (shed, used) = (life.shed.clone(), Arc::new(AtomicBool::new(false)));
+        let was_used = used.clone();
+        let leave = life.shed.asked_to_leave(move || was_used.load(Ordering::Relaxed));
         let handler = service_fn(move |request: Request<Incoming>| {
             let (listener, framing, linger) = (listener.clone(), framing.clone(), linger.clone());
-            let peer = peer.clone();
+            let (peer, shed) = (peer.clone(), shed.clone());
+            used.store(true, Ordering::Relaxed);
             async move {
                 if framing.next_is_ambiguous() {
                     return Ok::<_, Infallible>(ambiguous());
                 }
-                let response = listener.answer(peer, request).await;
+                let mut response = listener.answer(peer, request).await;
+                if shed.ends_with_answer() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
                 match response.status() {
                     StatusCode::SWITCHING_PROTOCOLS => framing.stop(),
                     StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT => linger.ask(),
@@ -381,7 +393,7 @@ impl Visit<'_> {
         let mut connection = pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = life.closing.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = leave => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
             result = connection => Ok(result?),
@@ -394,6 +406,7 @@ impl Visit<'_> {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { listener, peer, life, .. } = self;
+        let leave = life.shed.asked_to_leave(|| true);
         let handler = service_fn(move |request: Request<Incoming>| {
             let (listener, peer) = (listener.clone(), peer.clone());
             async move { Ok::<_, Infallible>(listener.answer(peer, request).await) }
@@ -410,7 +423,7 @@ impl Visit<'_> {
         let mut connection = pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = life.closing.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = leave => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
             result = connection => Ok(result?),

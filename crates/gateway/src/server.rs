@@ -17,6 +17,7 @@ use crate::listener::{self, FIRST_BYTE_PATIENCE, Listener};
 use crate::metrics;
 use crate::remote;
 use crate::service::{Service, Shared};
+use crate::shed::Shed;
 use crate::state_file::StateFile;
 use crate::tls::Certificates;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -28,6 +29,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -65,7 +67,7 @@ pub struct Drained {
 }
 
 /// The three steps of ending, and what must end at each.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Life {
     /// No new connections.
     pub closing: CancellationToken,
@@ -73,11 +75,25 @@ pub(crate) struct Life {
     pub kill: CancellationToken,
     /// Control socket, health, release: everything stops.
     pub stop: CancellationToken,
+    /// Before all of them: clients are asked to come again, and may.
+    pub shed: Arc<Shed>,
     pub traffic: TaskTracker,
     pub machinery: TaskTracker,
 }
 
 impl Life {
+    fn new() -> Self {
+        let closing = CancellationToken::new();
+        Self {
+            shed: Arc::new(Shed::new(&closing)),
+            closing,
+            kill: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            traffic: TaskTracker::new(),
+            machinery: TaskTracker::new(),
+        }
+    }
+
     /// Runs until the last step.
     fn keep(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
@@ -98,7 +114,7 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     let plans = config::check(&config)?;
     let (file, saved) = StateFile::open(&config.state_dir)?;
     let grant = Grant::wake(saved);
-    let (clock, boot, life) = (ProcessClock::start(), BootClock::default(), Life::default());
+    let (clock, boot, life) = (ProcessClock::start(), BootClock::default(), Life::new());
     let log = config.access_log.as_deref().map(AccessLog::open).transpose()?;
     let gate = Arc::new(Gate::new(&grant, boot.clone(), Bounds::from(&config.hold)));
     let shared = shared(&config, &gate, clock, log.clone(), &life)?;
@@ -118,7 +134,8 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     };
     let control = commands::listen(&config.control)?;
     tracing::info!(name = config.name, epoch = %grant.saved.epoch, owner = %grant.saved.owner, mode = ?grant.mode, "start");
-    let core = Arc::new(Core::new(config.name.clone(), clock, boot, gate.clone(), services, file, grant));
+    let (name, clocks, shed) = (config.name.clone(), (clock, boot), life.shed.clone());
+    let core = Arc::new(Core::new(name, clocks, gate.clone(), services, shed, file, grant));
 
     life.keep(commands::serve(control, core.clone(), config.secret.as_str().into()));
     let remote_address = remote.as_ref().map(|door| door.address);
@@ -136,10 +153,12 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     }));
     let metrics_address = metrics.as_ref().map(|(_, address)| *address);
     if let Some((listener, _)) = metrics {
-        life.keep(serve_metrics(listener, core.clone()));
+        life.keep(serve_metrics(listener, core.clone(), life.closing.clone()));
     }
     let places = Arc::new(Semaphore::new(config.hold.connections.max(1) as usize));
     for Door { socket, listener, .. } in doors {
+        let socket = Arc::new(socket);
+        life.shed.watch(&socket);
         life.traffic.spawn(listener::accept(socket, listener, places.clone(), life.clone()));
     }
     Ok(Running {
@@ -301,7 +320,7 @@ impl Drop for Running {
     }
 }
 
-async fn serve_metrics(listener: TcpListener, core: Arc<Core>) {
+async fn serve_metrics(listener: TcpListener, core: Arc<Core>, closing: CancellationToken) {
     let places = Arc::new(Semaphore::new(METRICS_CONNECTIONS));
     let mut callers = tokio::task::JoinSet::new();
     loop {
@@ -311,17 +330,28 @@ async fn serve_metrics(listener: TcpListener, core: Arc<Core>) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let core = core.clone();
+        let (core, closing) = (core.clone(), closing.clone());
         callers.spawn(async move {
             let handler = service_fn(|request: Request<Incoming>| {
-                let response = metrics_page(&core, request.method(), request.uri().path());
+                let response = metrics_page(&core, request.method(), request.uri().path(), &closing);
                 async move { Ok::<_, Infallible>(response) }
             });
+            let draining = closing.is_cancelled();
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(FIRST_BYTE_PATIENCE)
+                .keep_alive(!draining)
                 .serve_connection(TokioIo::new(stream), handler);
-            if let Err(error) = connection.await {
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                // Who watches a kept connection learns at once that this gateway takes no more clients.
+                () = closing.cancelled(), if !draining => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a metrics connection ended");
             }
             drop(place);
@@ -329,11 +359,26 @@ async fn serve_metrics(listener: TcpListener, core: Arc<Core>) {
     }
 }
 
-fn metrics_page(core: &Core, method: &Method, path: &str) -> Response<ResponseBody> {
-    if !matches!(*method, Method::GET | Method::HEAD) || path != "/metrics" {
-        let mut response = Response::new(ResponseBody::text("only GET /metrics is here\n"));
-        *response.status_mut() = StatusCode::NOT_FOUND;
-        return response;
+fn metrics_page(
+    core: &Core,
+    method: &Method,
+    path: &str,
+    closing: &CancellationToken,
+) -> Response<ResponseBody> {
+    let plain = |status, text: &'static str| {
+        let mut response = Response::new(ResponseBody::text(text));
+        *response.status_mut() = status;
+        response
+    };
+    match (path, closing.is_cancelled()) {
+        _ if !matches!(*method, Method::GET | Method::HEAD) => {
+            return plain(StatusCode::NOT_FOUND, "only GET is understood here\n");
+        }
+        ("/metrics", _) => {}
+        // About this process alone: neither the lease nor any upstream is asked, and a gateway that holds writes is alive.
+        ("/healthz", false) => return plain(StatusCode::OK, "alive\n"),
+        ("/healthz", true) => return plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        _ => return plain(StatusCode::NOT_FOUND, "only /metrics and /healthz are here\n"),
     }
     let mut response = Response::new(ResponseBody::text(metrics::text(core)));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

@@ -7,6 +7,7 @@ pub mod delay;
 mod listen;
 pub mod load;
 mod moment;
+pub mod namespaces;
 pub mod oracle;
 pub mod s3;
 pub mod shop;

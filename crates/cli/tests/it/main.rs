@@ -12,4 +12,5 @@ mod foreign;
 mod gateways;
 mod harness;
 mod keep;
+mod keepalived;
 mod sabotage;

@@ -7,6 +7,7 @@ mod control;
 mod entrance;
 mod foreign;
 mod frames;
+mod handover;
 mod http;
 mod process;
 mod reads;

@@ -7,5 +7,6 @@ mod cloud;
 mod common;
 mod distance;
 mod foreign;
+mod namespaces;
 mod traffic;
 mod worlds;

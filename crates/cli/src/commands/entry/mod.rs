@@ -2,6 +2,7 @@
 
 pub mod dns;
 pub mod haproxy;
+pub mod keepalived;
 pub mod nginx;
 mod services;
 mod shown;
@@ -25,6 +26,7 @@ pub enum Driver {
     Dns(Box<dns::DnsArgs>),
     Haproxy(Box<haproxy::HaproxyArgs>),
     Nginx(Box<nginx::NginxArgs>),
+    Keepalived(keepalived::KeepalivedArgs),
 }
 
 pub async fn run(context: &Context<'_>, args: &EntryArgs) -> Result<Exit, CliError> {
@@ -32,6 +34,7 @@ pub async fn run(context: &Context<'_>, args: &EntryArgs) -> Result<Exit, CliErr
         Driver::Dns(args) => Box::pin(dns::run(context, args)).await,
         Driver::Haproxy(args) => Box::pin(haproxy::run(context, args)).await,
         Driver::Nginx(args) => Box::pin(nginx::run(context, args)).await,
+        Driver::Keepalived(args) => keepalived::run(context, args).await,
     }
 }
 
