@@ -1,51 +1,13 @@
 //! `rehome entry nginx` and `haproxy` with the real gateway behind the real programs, killed at any moment and taken out again.
 
-use crate::harness::{Place, Ran, wait_for};
+use crate::harness::{Place, Ran, Running, free_port, system, wait_for};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// A program of the system; `None` (said loudly) where it is missing and not required.
-fn system(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    let found = folders.map(|folder| folder.join(name)).find(|path| path.exists());
-    if found.is_none() {
-        assert!(
-            std::env::var_os("REHOME_REQUIRE_TOOLS").is_none(),
-            "{name} is missing: run scripts/tools.sh"
-        );
-        eprintln!("SKIPPED: {name} is missing; run scripts/tools.sh");
-    }
-    found
-}
-
-/// Ended politely with its test: nginx and HAProxy end their workers on TERM only.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_raw(self.0.id().cast_signed()).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(5) {
-            if matches!(self.0.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// An application that answers every request with its own name, on kept connections.
 fn application(name: &'static str) -> u16 {

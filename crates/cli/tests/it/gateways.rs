@@ -1,16 +1,15 @@
 //! Two gateways that switch together, one of them on "another machine": controlled over TLS, through a line that can be cut.
 //! Whatever befalls one of them, no write goes to a side that does not own them.
 
-use crate::harness::{Place, Ran, ran, wait_for};
+use crate::harness::{Gateway, Place, Ran, ran, send, wait_for};
 use rehome_journal::{RunView, Stage};
 use rehome_part::Side;
 use rehome_testkit::load::{Load, LoadConfig, LoadLog};
 use rehome_testkit::oracle;
 use rehome_testkit::world::{World, WorldConfig};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -59,45 +58,6 @@ async fn pass(
             return;
         }
     }
-}
-
-/// A `rehome gateway` process; ended when dropped, also when it is stopped.
-struct Gateway {
-    child: Child,
-    listens: SocketAddr,
-    remote: Option<SocketAddr>,
-}
-
-impl Gateway {
-    fn start(place: &Place, file: &str, name: &str) -> Self {
-        let ready = place.path(&format!("{name}.ready"));
-        let log = std::fs::File::create(place.path(&format!("{name}.log"))).unwrap();
-        let arguments = ["--file", file, "gateway", "--name", name, "--end-with-stdin", "--ready"];
-        let mut command = place.command(&arguments);
-        let mut child =
-            command.arg(&ready).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let said: serde_json::Value = wait_for(name, PATIENCE, || {
-            assert!(child.try_wait().unwrap().is_none(), "{name} ended; see its log");
-            serde_json::from_slice(&std::fs::read(&ready).ok()?).ok()
-        });
-        let address = |value: &serde_json::Value| value.as_str().and_then(|text| text.parse().ok());
-        Self { child, listens: address(&said["services"]["shop"]).unwrap(), remote: address(&said["remote"]) }
-    }
-
-    fn signal(&self, signal: Signal) {
-        send(self.child.id(), signal);
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn send(pid: u32, signal: Signal) {
-    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
 fn is_stopped(pid: u32) -> bool {

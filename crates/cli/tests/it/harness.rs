@@ -1,8 +1,10 @@
 //! Runs the binary with a state folder of its own, and finds the tools that `scripts/tools.sh` installed.
 
+use rustix::process::{Pid, Signal, kill_process};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 pub struct Place {
     pub folder: tempfile::TempDir,
@@ -95,4 +97,81 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Optio
         assert!(begun.elapsed() < limit, "{what} did not come within {limit:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A program of the system; `None` (said loudly) where it is missing and not required.
+pub fn system(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.exists());
+    if found.is_none() {
+        assert!(
+            std::env::var_os("REHOME_REQUIRE_TOOLS").is_none(),
+            "{name} is missing: run scripts/tools.sh"
+        );
+        eprintln!("SKIPPED: {name} is missing; run scripts/tools.sh");
+    }
+    found
+}
+
+/// Ended politely with its test: nginx and HAProxy end their workers on TERM only.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.0.id().cast_signed()).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            if matches!(self.0.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A `rehome gateway` process; ended when dropped, also when it is stopped.
+pub struct Gateway {
+    child: Child,
+    pub listens: SocketAddr,
+    pub remote: Option<SocketAddr>,
+}
+
+impl Gateway {
+    pub fn start(place: &Place, file: &str, name: &str) -> Self {
+        let ready = place.path(&format!("{name}.ready"));
+        let log = std::fs::File::create(place.path(&format!("{name}.log"))).unwrap();
+        let arguments = ["--file", file, "gateway", "--name", name, "--end-with-stdin", "--ready"];
+        let mut command = place.command(&arguments);
+        let mut child =
+            command.arg(&ready).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let said: serde_json::Value = wait_for(name, Duration::from_secs(60), || {
+            assert!(child.try_wait().unwrap().is_none(), "{name} ended; see its log");
+            serde_json::from_slice(&std::fs::read(&ready).ok()?).ok()
+        });
+        let address = |value: &serde_json::Value| value.as_str().and_then(|text| text.parse().ok());
+        Self { child, listens: address(&said["services"]["shop"]).unwrap(), remote: address(&said["remote"]) }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send(self.child.id(), signal);
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn send(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }

@@ -9,6 +9,7 @@ mod dns;
 mod documents;
 mod entry;
 mod foreign;
+mod front;
 mod gateways;
 mod harness;
 mod keep;
