@@ -1,7 +1,7 @@
 //! One request from its head to the head of its answer: class, side, the wait at the gate, the send, and what the client hears
 //! when it fails. A write is handed to an upstream at most once; a read without a body may be sent again.
 
-use crate::body::{Progress, RequestBody, ResponseBody};
+use crate::body::{RequestBody, ResponseBody};
 use crate::config::host_value;
 use crate::exchange::{Exchange, Outcome};
 use crate::gate::Label;
@@ -13,10 +13,10 @@ use crate::server::MAX_HEAD;
 use crate::service::{Class, Service};
 use crate::session;
 use crate::split::ClientId;
-use crate::upstream::{Answer, AnswerFuture, Connection, Member, SentBytes};
+use crate::upstream::{Connection, Failed, Member};
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Version, request};
+use http::{Method, Request, Response, StatusCode, Version, request, response};
 use hyper::body::{Body, Incoming};
 use rehome_part::Side;
 use rehome_spec::UpstreamHttp;
@@ -89,7 +89,7 @@ pub(crate) async fn serve(
             if let Some(wanted) = &upgrade {
                 wanted.restore(&mut parts);
             }
-            write(exchange, Request::from_parts(parts, body), waiting_bytes, upgrade).await
+            write(exchange, parts, body, waiting_bytes, upgrade).await
         }
     }
 }
@@ -162,7 +162,7 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
     let service = exchange.service.clone();
     let mut side = service.side_of_read(exchange.client, exchange.address);
     let repeatable = headers::is_repeatable(&parts.method) && body.is_end_stream();
-    let mut request = Some(Request::from_parts(parts, body));
+    let mut body = Some(body);
     let mut fresh: Option<Arc<Member>> = None;
     let mut repeats = 0;
     service.budget.earn();
@@ -201,11 +201,12 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
             (false, false) => None,
         };
         let again = again.filter(|_| repeatable);
-        let Some(this) = (if again.is_some() { request.as_ref().map(copy) } else { request.take() }) else {
+        let this = if again.is_some() { Some(RequestBody::Empty) } else { body.take() };
+        let Some(this) = this else {
             return refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown);
         };
-        match send_read(&mut exchange, side, connection, this).await {
-            Ok(response) => return respond(exchange, response),
+        match send_read(&mut exchange, side, connection, &parts, this).await {
+            Ok(answer) => return respond(exchange, answer),
             Err(Failure::TimedOut) => {
                 exchange.side_failed(side);
                 return refuse(
@@ -236,15 +237,6 @@ fn broken_read(exchange: Exchange, side: Side) -> Response<ResponseBody> {
     refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown)
 }
 
-/// A copy of a request without a body.
-fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::Empty);
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    copy.headers_mut().clone_from(request.headers());
-    copy
-}
-
 enum Failure {
     TimedOut,
     Broken,
@@ -254,25 +246,25 @@ async fn send_read(
     exchange: &mut Exchange,
     side: Side,
     mut connection: Connection,
-    request: Request<RequestBody>,
-) -> Result<Response<Incoming>, Failure> {
+    parts: &request::Parts,
+    body: RequestBody,
+) -> Result<response::Parts, Failure> {
     exchange.sending(side);
     let sent_at = Instant::now();
     let timeout = exchange.service.plan.upstream_timeout;
-    let answer = in_time(connection.send(request), exchange.progress.as_ref(), timeout).await;
-    match answer {
-        Some(Ok(response)) if is_upgrade(&response) => {
+    connection.begin(parts, body);
+    match connection.answer(timeout, exchange.progress.as_ref()).await {
+        Some(Ok(answer)) if is_upgrade(answer.status) => {
             tracing::debug!(%side, "an upgrade that nobody asked for");
             Err(Failure::Broken)
         }
-        Some(Ok(response)) => {
+        Some(Ok(answer)) => {
             exchange.connection = Some(connection);
-            exchange.answered(response.status(), sent_at.elapsed(), false);
-            Ok(response)
+            exchange.answered(answer.status, sent_at.elapsed(), false);
+            Ok(answer)
         }
-        Some(Err(error)) => {
-            let error = error.into_error();
-            tracing::debug!(%error, %side, "no answer to a read");
+        Some(Err(failed)) => {
+            tracing::debug!(error = %failed.error, %side, "no answer to a read");
             // A kept connection may have ended of old age; only a young one says something about its upstream.
             if !connection.reused && !exchange.client_broke_off() {
                 connection.member().failed();
@@ -286,30 +278,11 @@ async fn send_read(
     }
 }
 
-/// Waits for an answer; the time runs anew while the request's body moves.
-pub(crate) async fn in_time<F: Future>(
-    answer: F,
-    progress: Option<&Arc<Progress>>,
-    timeout: Duration,
-) -> Option<F::Output> {
-    let mut answer = std::pin::pin!(answer);
-    let mut deadline = tokio::time::Instant::now() + timeout;
-    loop {
-        if let Ok(answer) = tokio::time::timeout_at(deadline, answer.as_mut()).await {
-            return Some(answer);
-        }
-        let moved = tokio::time::Instant::from_std(progress?.last()) + timeout;
-        if moved <= deadline {
-            return None;
-        }
-        deadline = moved;
-    }
-}
-
 /// A write or a session: through the gate, to the owner, once.
 async fn write(
     mut exchange: Exchange,
-    mut request: Request<RequestBody>,
+    parts: request::Parts,
+    mut body: RequestBody,
     waiting_bytes: u64,
     upgrade: Option<session::Wanted>,
 ) -> Response<ResponseBody> {
@@ -339,9 +312,9 @@ async fn write(
     };
     if service.sabotage.release_twice && exchange.ticket.as_ref().is_some_and(|ticket| ticket.held.is_some())
     {
-        request = crate::sabotage::send_once_more(&service, side, request).await;
+        body = crate::sabotage::send_once_more(&service, side, &parts, body).await;
     }
-    send_write(exchange, side, connection, request, upgrade).await
+    send_write(exchange, side, connection, &parts, body, upgrade).await
 }
 
 fn side_of_write(exchange: &Exchange) -> Side {
@@ -360,48 +333,47 @@ async fn send_write(
     mut exchange: Exchange,
     side: Side,
     mut connection: Connection,
-    mut request: Request<RequestBody>,
+    parts: &request::Parts,
+    mut body: RequestBody,
     upgrade: Option<session::Wanted>,
 ) -> Response<ResponseBody> {
     exchange.sending(side);
     loop {
-        let sent_bytes = connection.sent_bytes();
         let sent_at = Instant::now();
-        let answer = connection.send_owned(request);
+        connection.begin(parts, body);
         exchange.connection = Some(connection);
-        let mut following = Following(Some((answer, exchange)));
+        let mut following = Following(Some(exchange));
         let answer = following.answer().await;
-        let Some((_, back)) = following.0.take() else { return internal() };
+        let Some(back) = following.0.take() else { return internal() };
         exchange = back;
         match answer {
             // To pass it on would end HTTP on a connection whose client goes on with it.
-            Some(Ok(response)) if upgrade.is_none() && is_upgrade(&response) => {
+            Some(Ok(answer)) if upgrade.is_none() && is_upgrade(answer.status) => {
                 exchange.side_failed(side);
                 let text = "the service changed the protocol unasked; whether it did the work is not known\n";
                 return refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown);
             }
-            Some(Ok(response)) => {
-                let sets_cookie = response.headers().contains_key(header::SET_COOKIE);
-                exchange.answered(response.status(), sent_at.elapsed(), sets_cookie);
+            Some(Ok(answer)) => {
+                let sets_cookie = answer.headers.contains_key(header::SET_COOKIE);
+                exchange.answered(answer.status, sent_at.elapsed(), sets_cookie);
                 return match upgrade {
-                    Some(wanted) if is_upgrade(&response) => session::begin(exchange, wanted, response),
-                    _ => respond(exchange, response),
+                    Some(wanted) if is_upgrade(answer.status) => session::begin(exchange, wanted, answer),
+                    _ => respond(exchange, answer),
                 };
             }
-            Some(Err(mut error)) => match error.take_message() {
-                // The connection had ended before it took the request: no byte left, so a fresh one may.
-                Some(message) if sent_bytes.none_of_what_came_back() => {
-                    match fresh_for(&exchange, side).await {
-                        Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
-                            let text = "the gateway lost its lease; nothing was sent, please try again\n";
-                            return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
-                        }
-                        Ok((fresh, _)) => (request, connection) = (message, fresh),
-                        Err(error) => return unreachable_write(exchange, side, &error),
+            Some(Err(Failed { unsent: Some(unsent), error, .. })) => {
+                tracing::debug!(%error, %side, "a write could not be begun");
+                // The connection had ended before it took a byte of the request, so a fresh one may.
+                match fresh_for(&exchange, side).await {
+                    Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
+                        let text = "the gateway lost its lease; nothing was sent, please try again\n";
+                        return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
                     }
+                    Ok((fresh, _)) => (body, connection) = (*unsent, fresh),
+                    Err(error) => return unreachable_write(exchange, side, &error),
                 }
-                _ => return broken_write(exchange, side, &sent_bytes, &error.into_error()),
-            },
+            }
+            Some(Err(failed)) => return broken_write(exchange, side, &failed),
             None => {
                 exchange.side_failed(side);
                 exchange.upstream_failed();
@@ -413,44 +385,46 @@ async fn send_write(
 }
 
 /// A new connection for a write whose old one ended before it took anything.
-async fn fresh_for(exchange: &Exchange, side: Side) -> std::io::Result<(Connection, Option<Duration>)> {
-    let broken = exchange.connection.as_ref().map(Connection::member);
-    exchange.service.side(side).group.connect(broken).await
+fn fresh_for(
+    exchange: &Exchange,
+    side: Side,
+) -> impl Future<Output = std::io::Result<(Connection, Option<Duration>)>> + Send + use<> {
+    let service = exchange.service.clone();
+    let broken = exchange.connection.as_ref().map(|connection| connection.member().clone());
+    async move { service.side(side).group.connect(broken.as_ref()).await }
 }
 
-fn is_upgrade<B>(response: &Response<B>) -> bool {
-    response.status() == StatusCode::SWITCHING_PROTOCOLS
+fn is_upgrade(status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Keeps a write's answer awaited when the client goes away: the upstream works on it all the same, and until it answered
 /// (or its time is over) the write is in flight.
-struct Following(Option<(AnswerFuture, Exchange)>);
+struct Following(Option<Exchange>);
 
 impl Following {
-    async fn answer(&mut self) -> Option<Answer> {
-        let (answer, exchange) = self.0.as_mut()?;
-        in_time(answer, exchange.progress.as_ref(), exchange.service.plan.upstream_timeout).await
+    async fn answer(&mut self) -> Option<Result<response::Parts, Failed>> {
+        self.0.as_mut()?.answer().await
     }
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        let Some((answer, mut exchange)) = self.0.take() else { return };
+        let Some(mut exchange) = self.0.take() else { return };
         if tokio::runtime::Handle::try_current().is_err() {
             return;
         }
         let service = exchange.service.clone();
         let tasks = service.tasks.clone();
         tasks.spawn(async move {
-            let timeout = service.plan.upstream_timeout;
             tokio::select! {
-                answer = in_time(answer, exchange.progress.as_ref(), timeout) => {
-                    if let Some(Ok(response)) = answer
-                        && !is_upgrade(&response)
-                        && !headers::is_stream(response.headers())
+                answer = exchange.answer() => {
+                    if let Some(Ok(answer)) = answer
+                        && !is_upgrade(answer.status)
+                        && !headers::is_stream(&answer.headers)
                     {
-                        exchange.status = response.status();
-                        return exchange.client_left(response.into_body());
+                        exchange.status = answer.status;
+                        return exchange.client_left();
                     }
                 }
                 () = service.kill.cancelled() => {}
@@ -461,15 +435,14 @@ impl Drop for Following {
 }
 
 /// The head and body of an answer, as the client gets them.
-fn respond(mut exchange: Exchange, response: Response<Incoming>) -> Response<ResponseBody> {
-    let (mut parts, body) = response.into_parts();
+fn respond(mut exchange: Exchange, mut parts: response::Parts) -> Response<ResponseBody> {
     headers::prepare_response(&mut parts.headers, parts.version);
     parts.headers.entry(headers::REQUEST_ID).or_insert_with(|| exchange.id.clone());
     parts.version = Version::HTTP_11;
     if exchange.class != Class::Read && headers::is_stream(&parts.headers) {
         exchange.become_session();
     }
-    Response::from_parts(parts, ResponseBody::passing(body, exchange))
+    Response::from_parts(parts, ResponseBody::passing(exchange))
 }
 
 fn full_response(exchange: Exchange, full: Full) -> Response<ResponseBody> {
@@ -484,19 +457,14 @@ fn unreachable_write(exchange: Exchange, side: Side, error: &std::io::Error) -> 
     refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent)
 }
 
-fn broken_write(
-    exchange: Exchange,
-    side: Side,
-    sent: &SentBytes,
-    error: &hyper::Error,
-) -> Response<ResponseBody> {
-    tracing::debug!(%error, %side, "no answer to a write");
+fn broken_write(exchange: Exchange, side: Side, failed: &Failed) -> Response<ResponseBody> {
+    tracing::debug!(error = %failed.error, %side, "no answer to a write");
     if let Some(progress) = exchange.progress.as_ref().filter(|progress| progress.has_failed()) {
-        let outcome = if sent.any() { Outcome::Unknown } else { Outcome::NotSent };
+        let outcome = if failed.may_have_left { Outcome::Unknown } else { Outcome::NotSent };
         let (status, text) = fault(progress.cut());
         return refuse(exchange, status, text, outcome);
     }
-    if !sent.any() {
+    if !failed.may_have_left {
         let text = "the connection to the service ended; nothing was sent, please try again\n";
         exchange.side_failed(side);
         return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);

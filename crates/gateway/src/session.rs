@@ -4,8 +4,9 @@
 use crate::body::ResponseBody;
 use crate::exchange::{Exchange, Outcome};
 use crate::headers;
+use crate::upstream::Upgraded;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, request};
+use http::{Method, Request, Response, StatusCode, request, response};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
@@ -63,11 +64,10 @@ fn websocket_key() -> HeaderValue {
 pub(crate) fn begin(
     mut exchange: Exchange,
     wanted: Wanted,
-    mut response: Response<Incoming>,
+    mut parts: response::Parts,
 ) -> Response<ResponseBody> {
     exchange.become_session();
-    let upstream = hyper::upgrade::on(&mut response);
-    let (mut parts, _) = response.into_parts();
+    let upstream = exchange.connection.as_mut().and_then(|connection| connection.upgraded());
     let protocol = parts.headers.get(header::UPGRADE).cloned().unwrap_or_else(|| wanted.protocol.clone());
     headers::prepare_response(&mut parts.headers, parts.version);
     if wanted.on_stream {
@@ -96,12 +96,12 @@ pub(crate) fn begin(
     Response::from_parts(parts, ResponseBody::empty())
 }
 
-async fn join(client: OnUpgrade, upstream: OnUpgrade) {
-    let (client, upstream) = match tokio::try_join!(client, upstream) {
-        Ok(both) => both,
-        Err(error) => return tracing::debug!(%error, "an upgrade did not come about"),
+async fn join(client: OnUpgrade, upstream: Option<Upgraded>) {
+    let (mut client, mut upstream) = match (client.await, upstream) {
+        (Ok(client), Some(upstream)) => (TokioIo::new(client), upstream),
+        (Err(error), _) => return tracing::debug!(%error, "an upgrade did not come about"),
+        (Ok(_), None) => return tracing::debug!("an upgrade without a connection"),
     };
-    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
     if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut upstream).await {
         tracing::debug!(%error, "a session ended");
     }
