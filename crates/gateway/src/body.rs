@@ -72,12 +72,12 @@ pub(crate) enum RequestBody {
 
 impl RequestBody {
     /// The client's body, unread until the upstream wants it.
-    pub fn passing(incoming: Incoming, limits: BodyLimits) -> (Self, Option<Arc<Progress>>) {
+    pub fn passing(incoming: Incoming, limits: impl FnOnce() -> BodyLimits) -> (Self, Option<Arc<Progress>>) {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
         }
         let progress = Progress::start();
-        (Self::Passing(incoming, progress.clone(), limits), Some(progress))
+        (Self::Passing(incoming, progress.clone(), limits()), Some(progress))
     }
 }
 

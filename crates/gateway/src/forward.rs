@@ -5,7 +5,7 @@ use crate::body::{RequestBody, ResponseBody};
 use crate::config::host_value;
 use crate::exchange::{Exchange, Outcome};
 use crate::gate::Label;
-use crate::headers;
+use crate::headers::{self, Seen};
 use crate::hold::Full;
 use crate::limits::{self, BodyLimits, Cut, Reason};
 use crate::origin::Origin;
@@ -13,7 +13,7 @@ use crate::server::MAX_HEAD;
 use crate::service::{Class, Service};
 use crate::session;
 use crate::split::ClientId;
-use crate::upstream::{Connection, Failed, Member};
+use crate::upstream::{Connection, Failed, Head, Member};
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version, request, response};
@@ -35,15 +35,18 @@ pub(crate) async fn serve(
     origin: Origin,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
-    let class = classify(&service, &request);
+    let seen = Seen::of(request.headers());
+    let class = classify(&service, &request, seen);
     let address = ClientId::of_address(origin.client);
     let client = ClientId::of(&service.plan.clients, request.headers(), origin.client);
-    let id = headers::request_id(request.headers_mut());
+    let own_id = headers::own_id(request.headers(), seen);
+    let has_own_id = own_id.is_some();
+    let id = own_id.unwrap_or_else(headers::random_id);
     let mut exchange = Exchange::new(service, class, client, address, id);
     exchange.method = request.method().clone();
     exchange.path = request.uri().path_and_query().cloned();
     let head_bytes = head_bytes(&request);
-    if let Err((status, text)) = check(&request, head_bytes) {
+    if let Err((status, text)) = check(&request, seen, head_bytes) {
         let mut response = refuse(exchange, status, text, Outcome::NotSent);
         if request.version() <= Version::HTTP_11 {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -58,7 +61,7 @@ pub(crate) async fn serve(
         }
         return refuse(exchange, status, text, Outcome::NotSent);
     }
-    let upgrade = session::Wanted::of(&mut request);
+    let upgrade = session::Wanted::of(&mut request, seen);
     if upgrade.is_none() && *request.method() == Method::CONNECT {
         return refuse(
             exchange,
@@ -74,22 +77,22 @@ pub(crate) async fn serve(
         (None, false) => first_authority(&exchange.service),
         (host, _) => host,
     };
-    headers::prepare_request(&mut parts.headers, parts.version, &origin, host);
+    let new_id = (!has_own_id).then(|| exchange.id.clone());
+    let added = headers::prepare_request(&mut parts.headers, seen, parts.version, &origin, host, new_id);
     if upgrade.is_some() && exchange.service.plan.dialing.http == UpstreamHttp::Two {
         let text = "this service is spoken to with HTTP/2, which has no upgrades\n";
         return refuse(exchange, StatusCode::NOT_IMPLEMENTED, text, Outcome::NotSent);
     }
-    let limits = body_limits(&exchange.service, &parts);
-    address_upstream(&exchange.service, &mut parts, exchange.path.clone());
-    let (body, progress) = RequestBody::passing(body, limits);
+    let (body, progress) = RequestBody::passing(body, || body_limits(&exchange.service, &parts));
+    address_upstream(&exchange.service, &mut parts, &exchange.path);
     exchange.progress = progress;
     match class {
-        Class::Read => read(exchange, parts, body).await,
+        Class::Read => read(exchange, Head { parts, added }, body).await,
         Class::Write | Class::Session => {
             if let Some(wanted) = &upgrade {
                 wanted.restore(&mut parts);
             }
-            write(exchange, parts, body, waiting_bytes, upgrade).await
+            write(exchange, Head { parts, added }, body, waiting_bytes, upgrade).await
         }
     }
 }
@@ -99,18 +102,16 @@ fn first_authority(service: &Service) -> Option<HeaderValue> {
     service.plan.source.first().and_then(|upstream| HeaderValue::from_str(&upstream.authority).ok())
 }
 
-/// Puts path, host and version into the form in which the upstream is spoken to.
-fn address_upstream(service: &Service, parts: &mut request::Parts, path: Option<PathAndQuery>) {
+/// Puts path, host and version into the form in which an HTTP/2 upstream is spoken to; over HTTP/1.1 the path is all it needs.
+fn address_upstream(service: &Service, parts: &mut request::Parts, path: &Option<PathAndQuery>) {
+    if service.plan.dialing.http == UpstreamHttp::One {
+        parts.version = Version::HTTP_11;
+        return;
+    }
     let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let secure = service.plan.dialing.tls.is_some();
-    parts.uri = service.plan.upstream_uri(path, host, secure);
-    parts.version = match service.plan.dialing.http {
-        UpstreamHttp::One => Version::HTTP_11,
-        UpstreamHttp::Two => {
-            parts.headers.remove(header::HOST);
-            Version::HTTP_2
-        }
-    };
+    parts.uri = service.plan.upstream_uri(path.clone(), host, service.plan.dialing.tls.is_some());
+    parts.headers.remove(header::HOST);
+    parts.version = Version::HTTP_2;
 }
 
 /// Calls that stream both ways may be silent for long; everything else is sent in one go.
@@ -130,9 +131,9 @@ fn fault(cut: Option<Cut>) -> (StatusCode, &'static str) {
     }
 }
 
-fn classify<B>(service: &Service, request: &Request<B>) -> Class {
-    let asks = headers::wants_upgrade(request) || session::is_extended_connect(request);
-    if asks || headers::wants_events(request.headers()) {
+fn classify<B>(service: &Service, request: &Request<B>, seen: Seen) -> Class {
+    let asks = headers::wants_upgrade(request, seen) || session::is_extended_connect(request);
+    if asks || headers::wants_events(request.headers(), seen) {
         Class::Session
     } else if service.plan.reads.contains(request.method()) {
         Class::Read
@@ -142,11 +143,11 @@ fn classify<B>(service: &Service, request: &Request<B>) -> Class {
 }
 
 /// What must not be forwarded and hyper lets pass, and heads that came in whole before hyper counted.
-fn check<B>(request: &Request<B>, head_bytes: u64) -> Result<(), (StatusCode, &'static str)> {
+fn check<B>(request: &Request<B>, seen: Seen, head_bytes: u64) -> Result<(), (StatusCode, &'static str)> {
     if head_bytes > MAX_HEAD as u64 {
         return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large\n"));
     }
-    headers::ambiguity(request).map_or(Ok(()), |text| Err((StatusCode::BAD_REQUEST, text)))
+    headers::ambiguity(request, seen).map_or(Ok(()), |text| Err((StatusCode::BAD_REQUEST, text)))
 }
 
 /// The memory a request's head takes, roughly.
@@ -158,10 +159,10 @@ fn head_bytes<B>(request: &Request<B>) -> u64 {
 }
 
 /// A read: to the side its client belongs to; what cannot connect there goes to the owner.
-async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) -> Response<ResponseBody> {
+async fn read(mut exchange: Exchange, head: Head, body: RequestBody) -> Response<ResponseBody> {
     let service = exchange.service.clone();
     let mut side = service.side_of_read(exchange.client, exchange.address);
-    let repeatable = headers::is_repeatable(&parts.method) && body.is_end_stream();
+    let repeatable = headers::is_repeatable(&head.parts.method) && body.is_end_stream();
     let mut body = Some(body);
     let mut fresh: Option<Arc<Member>> = None;
     let mut repeats = 0;
@@ -205,7 +206,7 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
         let Some(this) = this else {
             return refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown);
         };
-        match send_read(&mut exchange, side, connection, &parts, this).await {
+        match send_read(&mut exchange, side, connection, &head, this).await {
             Ok(answer) => return respond(exchange, answer),
             Err(Failure::TimedOut) => {
                 exchange.side_failed(side);
@@ -246,13 +247,13 @@ async fn send_read(
     exchange: &mut Exchange,
     side: Side,
     mut connection: Connection,
-    parts: &request::Parts,
+    head: &Head,
     body: RequestBody,
 ) -> Result<response::Parts, Failure> {
     exchange.sending(side);
     let sent_at = Instant::now();
     let timeout = exchange.service.plan.upstream_timeout;
-    connection.begin(parts, body);
+    connection.begin(head, body);
     match connection.answer(timeout, exchange.progress.as_ref()).await {
         Some(Ok(answer)) if is_upgrade(answer.status) => {
             tracing::debug!(%side, "an upgrade that nobody asked for");
@@ -281,7 +282,7 @@ async fn send_read(
 /// A write or a session: through the gate, to the owner, once.
 async fn write(
     mut exchange: Exchange,
-    parts: request::Parts,
+    head: Head,
     mut body: RequestBody,
     waiting_bytes: u64,
     upgrade: Option<session::Wanted>,
@@ -312,9 +313,9 @@ async fn write(
     };
     if service.sabotage.release_twice && exchange.ticket.as_ref().is_some_and(|ticket| ticket.held.is_some())
     {
-        body = crate::sabotage::send_once_more(&service, side, &parts, body).await;
+        body = crate::sabotage::send_once_more(&service, side, &head, body).await;
     }
-    send_write(exchange, side, connection, &parts, body, upgrade).await
+    send_write(exchange, side, connection, &head, body, upgrade).await
 }
 
 fn side_of_write(exchange: &Exchange) -> Side {
@@ -333,14 +334,14 @@ async fn send_write(
     mut exchange: Exchange,
     side: Side,
     mut connection: Connection,
-    parts: &request::Parts,
+    head: &Head,
     mut body: RequestBody,
     upgrade: Option<session::Wanted>,
 ) -> Response<ResponseBody> {
     exchange.sending(side);
     loop {
         let sent_at = Instant::now();
-        connection.begin(parts, body);
+        connection.begin(head, body);
         exchange.connection = Some(connection);
         let mut following = Following(Some(exchange));
         let answer = following.answer().await;
@@ -436,8 +437,7 @@ impl Drop for Following {
 
 /// The head and body of an answer, as the client gets them.
 fn respond(mut exchange: Exchange, mut parts: response::Parts) -> Response<ResponseBody> {
-    headers::prepare_response(&mut parts.headers, parts.version);
-    parts.headers.entry(headers::REQUEST_ID).or_insert_with(|| exchange.id.clone());
+    headers::prepare_response(&mut parts.headers, parts.version, &exchange.id);
     parts.version = Version::HTTP_11;
     if exchange.class != Class::Read && headers::is_stream(&parts.headers) {
         exchange.become_session();

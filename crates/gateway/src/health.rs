@@ -5,7 +5,7 @@ use crate::body::RequestBody;
 use crate::config::{GatewayError, Plan};
 use crate::core::Core;
 use crate::service::{Service, SideState};
-use crate::upstream::Member;
+use crate::upstream::{Head, Member};
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, header};
 use rehome_part::Side;
@@ -95,7 +95,7 @@ async fn ask(
             UpstreamHttp::Two => request,
         };
         let (parts, ()) = request.body(()).map_err(io::Error::other)?.into_parts();
-        connection.begin(&parts, RequestBody::Empty);
+        connection.begin(&Head { parts, added: Vec::new() }, RequestBody::Empty);
         let answer = connection.answer(patience, None).await;
         let answer = answer.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
         let status = answer.map_err(|failed| failed.error)?.status;

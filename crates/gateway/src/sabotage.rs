@@ -3,7 +3,7 @@
 
 use crate::body::RequestBody;
 use crate::service::Service;
-use http::request;
+use crate::upstream::Head;
 use http_body_util::{BodyExt, Limited};
 use rehome_part::Side;
 
@@ -14,7 +14,7 @@ const MAX_BODY: usize = 16 << 20;
 pub(crate) async fn send_once_more(
     service: &Service,
     side: Side,
-    parts: &request::Parts,
+    head: &Head,
     body: RequestBody,
 ) -> RequestBody {
     let Ok(collected) = Limited::new(body, MAX_BODY).collect().await else {
@@ -23,7 +23,7 @@ pub(crate) async fn send_once_more(
     let bytes = collected.to_bytes();
     let whole = || RequestBody::Whole((!bytes.is_empty()).then(|| bytes.clone()));
     if let Ok((mut connection, _)) = service.side(side).group.connect(None).await {
-        connection.begin(parts, whole());
+        connection.begin(head, whole());
         if let Some(Ok(_)) = connection.answer(service.plan.upstream_timeout, None).await {
             // Whatever it says is nobody's.
             let _answer = connection.drain().await;

@@ -3,7 +3,7 @@
 
 use crate::body::ResponseBody;
 use crate::exchange::{Exchange, Outcome};
-use crate::headers;
+use crate::headers::{self, Seen};
 use crate::upstream::Upgraded;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, request, response};
@@ -29,11 +29,11 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub fn of(request: &mut Request<Incoming>) -> Option<Self> {
+    pub fn of(request: &mut Request<Incoming>, seen: Seen) -> Option<Self> {
         let on_stream = is_extended_connect(request);
         let protocol = match request.extensions().get::<Protocol>() {
             Some(protocol) if on_stream => HeaderValue::from_str(protocol.as_str()).ok()?,
-            _ if headers::wants_upgrade(request) => request.headers().get(header::UPGRADE)?.clone(),
+            _ if headers::wants_upgrade(request, seen) => request.headers().get(header::UPGRADE)?.clone(),
             _ => return None,
         };
         Some(Self { client: hyper::upgrade::on(request), protocol, on_stream })
@@ -69,7 +69,7 @@ pub(crate) fn begin(
     exchange.become_session();
     let upstream = exchange.connection.as_mut().and_then(|connection| connection.upgraded());
     let protocol = parts.headers.get(header::UPGRADE).cloned().unwrap_or_else(|| wanted.protocol.clone());
-    headers::prepare_response(&mut parts.headers, parts.version);
+    headers::prepare_response(&mut parts.headers, parts.version, &exchange.id);
     if wanted.on_stream {
         parts.headers.remove(ACCEPT);
         parts.status = StatusCode::OK;

@@ -17,6 +17,7 @@ pub(crate) use stream::Upgraded;
 
 use crate::alarm::Alarm;
 use crate::body::{Progress, RequestBody};
+use crate::headers::Added;
 use bytes::Bytes;
 use http::{Request, Response, request, response};
 use http_body::{Body, Frame, SizeHint};
@@ -32,6 +33,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// The head of a request.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub parts: request::Parts,
+    /// Lines besides those in `parts`.
+    pub added: Added,
+}
 
 /// A connection in use by one request, and the answer that comes on it.
 #[derive(Debug)]
@@ -72,8 +81,9 @@ impl Http2 {
         Box::new(Self { sender: sender.clone(), asking: None, body: None, alarm: Alarm::default() })
     }
 
-    fn begin(&mut self, parts: &request::Parts, body: RequestBody) {
-        let request = Request::from_parts(parts.clone(), body);
+    fn begin(&mut self, head: &Head, body: RequestBody) {
+        let mut request = Request::from_parts(head.parts.clone(), body);
+        request.headers_mut().extend(head.added.iter().cloned());
         self.asking = Some(Box::pin(self.sender.try_send_request(request)));
     }
 
@@ -114,11 +124,11 @@ impl Connection {
     }
 
     /// Hands a request over. Nothing is sent before [`Self::answer`] is polled; dropped in the middle, the connection is closed.
-    pub fn begin(&mut self, parts: &request::Parts, body: RequestBody) {
+    pub fn begin(&mut self, head: &Head, body: RequestBody) {
         match &mut self.kind {
-            Kind::Http1(Http1::Whole(line)) => line.begin(parts, body),
+            Kind::Http1(Http1::Whole(line)) => line.begin(head, body),
             Kind::Http1(_) => {}
-            Kind::Http2(stream) => stream.begin(parts, body),
+            Kind::Http2(stream) => stream.begin(head, body),
         }
     }
 

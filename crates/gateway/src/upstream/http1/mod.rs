@@ -4,11 +4,12 @@
 mod receiving;
 mod sending;
 
+use super::Head;
 use super::stream::{Stream, Upgraded};
 use crate::alarm::Alarm;
 use crate::body::RequestBody;
 use bytes::{Bytes, BytesMut};
-use http::{Method, StatusCode, request, response};
+use http::{Method, StatusCode, response};
 use http_body::{Frame, SizeHint};
 use receiving::{Remaining, Taken};
 use sending::{Sending, Stopped};
@@ -84,10 +85,10 @@ impl Line {
         }
     }
 
-    pub fn begin(&mut self, parts: &request::Parts, body: RequestBody) {
-        self.sending.begin(parts, body);
+    pub fn begin(&mut self, head: &Head, body: RequestBody) {
+        self.sending.begin(head, body);
         (self.answer, self.remaining, self.keeps) = (Answer::Awaited, Remaining::Nothing, true);
-        (self.asked_head, self.interim) = (parts.method == Method::HEAD, 0);
+        (self.asked_head, self.interim) = (head.parts.method == Method::HEAD, 0);
         self.next_read = SMALLEST_READ;
     }
 

@@ -73,14 +73,19 @@ pub(super) fn head(read: &mut BytesMut, answers_head: bool) -> io::Result<Option
         *place = [span(line.name.as_bytes()), span(line.value)];
     }
     let text = read.split_to(length).freeze();
-    let mut headers = HeaderMap::with_capacity(count + 4);
+    // With places for what the gateway adds.
+    let mut headers = HeaderMap::with_capacity(count + 2);
+    let mut framing =
+        Framing { length: None, is_chunked: false, keeps: version == Version::HTTP_11, closes: false };
     for place in found.iter().take(count) {
-        let [name, value] = place.map(|span| text.slice(usize::from(span[0])..usize::from(span[1])));
-        let name = HeaderName::from_bytes(&name).map_err(io::Error::other)?;
-        let value = HeaderValue::from_maybe_shared(value).map_err(io::Error::other)?;
-        headers.append(name, value);
+        let [name, value] = place.map(|span| usize::from(span[0])..usize::from(span[1]));
+        let name = HeaderName::from_bytes(&text[name]).map_err(io::Error::other)?;
+        let value = HeaderValue::from_maybe_shared(text.slice(value)).map_err(io::Error::other)?;
+        if framing.note(&name, value.as_bytes())? {
+            headers.append(name, value);
+        }
     }
-    let framing = Framing::of(&headers, version)?;
+    framing.check(version)?;
     let (mut parts, ()) = Response::new(()).into_parts();
     (parts.status, parts.version, parts.headers) = (status, version, headers);
     if let Some(reason) = reason {
@@ -94,38 +99,44 @@ struct Framing {
     length: Option<u64>,
     is_chunked: bool,
     keeps: bool,
+    closes: bool,
 }
 
 impl Framing {
-    fn of(headers: &HeaderMap, version: Version) -> io::Result<Self> {
-        let mut framing = Self { length: None, is_chunked: false, keeps: version == Version::HTTP_11 };
-        let mut says_close = false;
-        for (name, value) in headers {
-            if *name == header::CONTENT_LENGTH {
-                let length = Some(length(value.as_bytes()).ok_or_else(|| broken("a length that is none"))?);
-                if framing.length.is_some_and(|_| framing.length != length) {
-                    return Err(broken("an answer with two lengths"));
-                }
-                framing.length = length;
-            } else if *name == header::TRANSFER_ENCODING {
-                if framing.is_chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
-                    return Err(broken("the only transfer encoding here is chunked"));
-                }
-                framing.is_chunked = true;
-            } else if *name == header::CONNECTION {
-                let says = |word: &str| {
-                    let said = value.to_str().unwrap_or("close").split(',');
-                    said.into_iter().any(|one| one.trim().eq_ignore_ascii_case(word))
-                };
-                says_close |= says("close");
-                framing.keeps |= says("keep-alive");
+    /// Notes one line. False when it is done with: it says something about this connection and nothing more.
+    fn note(&mut self, name: &HeaderName, value: &[u8]) -> io::Result<bool> {
+        if *name == header::CONNECTION {
+            return Ok(self.note_connection(value));
+        } else if *name == header::CONTENT_LENGTH {
+            let length = Some(length(value).ok_or_else(|| broken("a length that is none"))?);
+            if self.length.is_some() && self.length != length {
+                return Err(broken("an answer with two lengths"));
             }
+            self.length = length;
+        } else if *name == header::TRANSFER_ENCODING {
+            if self.is_chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(broken("the only transfer encoding here is chunked"));
+            }
+            self.is_chunked = true;
+            return Ok(false);
         }
-        framing.keeps &= !says_close;
-        match (framing.is_chunked, framing.length, version) {
+        Ok(true)
+    }
+
+    fn note_connection(&mut self, value: &[u8]) -> bool {
+        for word in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            self.closes |= word.eq_ignore_ascii_case(b"close");
+            self.keeps |= word.eq_ignore_ascii_case(b"keep-alive");
+        }
+        !matches!(value, b"keep-alive" | b"close")
+    }
+
+    fn check(&mut self, version: Version) -> io::Result<()> {
+        self.keeps &= !self.closes;
+        match (self.is_chunked, self.length, version) {
             (true, Some(_), _) => Err(broken("an answer with a length and an encoding")),
             (true, _, Version::HTTP_10) => Err(broken("HTTP/1.0 has no transfer encodings")),
-            _ => Ok(framing),
+            _ => Ok(()),
         }
     }
 

@@ -2,9 +2,10 @@
 //! handed to the socket, which decides what may be said of a request that failed. Buffers one piece of a body at most.
 
 use crate::body::RequestBody;
+use crate::upstream::Head;
 use crate::upstream::stream::Stream;
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, header, request};
+use http::{HeaderMap, HeaderName, header};
 use http_body::{Body, Frame};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -64,7 +65,7 @@ impl Sending {
     }
 
     /// Puts a request into the buffers; nothing is written yet.
-    pub fn begin(&mut self, parts: &request::Parts, body: RequestBody) {
+    pub fn begin(&mut self, head: &Head, body: RequestBody) {
         debug_assert!(self.is_done(), "one request at a time");
         (self.sent, self.is_touched) = (0, false);
         self.trailers.clear();
@@ -73,15 +74,15 @@ impl Sending {
             (false, Some(length)) => Framing::Length(length),
             (false, None) => Framing::Chunked,
         };
-        self.write_head(parts, body.is_end_stream());
+        self.write_head(head, body.is_end_stream());
         self.body = (!body.is_end_stream()).then_some(body);
     }
 
     /// The length that is written is always the body's own: what is announced and what follows cannot differ.
-    fn write_head(&mut self, parts: &request::Parts, is_empty: bool) {
+    fn write_head(&mut self, Head { parts, added }: &Head, is_empty: bool) {
         let head = &mut self.plain;
         head.clear();
-        head.reserve(512);
+        head.reserve(1024);
         let target = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         for piece in [parts.method.as_str(), " ", target, " HTTP/1.1\r\n"] {
             head.extend_from_slice(piece.as_bytes());
@@ -93,6 +94,9 @@ impl Sending {
             } else if *name != header::TRANSFER_ENCODING {
                 put_line(head, name.as_str(), value.as_bytes());
             }
+        }
+        for (name, value) in added {
+            put_line(head, name.as_str(), value.as_bytes());
         }
         match self.framing {
             Framing::Length(0) if is_empty && !says_length => {}
