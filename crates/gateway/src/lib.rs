@@ -12,6 +12,7 @@ mod config;
 pub mod control;
 mod conversation;
 mod core;
+mod descriptors;
 mod exchange;
 mod forward;
 mod framing;

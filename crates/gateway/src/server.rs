@@ -8,6 +8,7 @@ use crate::clock::{BootClock, ProcessClock};
 use crate::commands;
 use crate::config::{self, Config, GatewayError, Sabotage};
 use crate::core::Core;
+use crate::descriptors;
 use crate::gate::Gate;
 use crate::grant::Grant;
 use crate::health;
@@ -96,6 +97,7 @@ impl Life {
 /// A configuration that cannot work, an address or socket in use, a damaged epoch file.
 pub async fn start(config: Config) -> Result<Running, GatewayError> {
     let plans = config::check(&config)?;
+    descriptors::make_room(config.hold.connections);
     let (file, saved) = StateFile::open(&config.state_dir)?;
     let grant = Grant::wake(saved);
     let (clock, boot, life) = (ProcessClock::start(), BootClock::default(), Life::default());

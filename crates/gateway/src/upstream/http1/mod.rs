@@ -3,6 +3,8 @@
 
 mod receiving;
 mod sending;
+#[cfg(test)]
+mod tests;
 
 use super::Head;
 use super::stream::{Stream, Upgraded};

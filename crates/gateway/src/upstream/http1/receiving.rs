@@ -279,3 +279,154 @@ fn trailers(read: &mut BytesMut) -> io::Result<Option<HeaderMap>> {
     read.advance(length);
     Ok(Some(trailers))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> io::Result<Option<Head>> {
+        head(&mut BytesMut::from(text), false)
+    }
+
+    /// The whole body, however it is cut into pieces; `None` when it is not over.
+    fn body(mut remaining: Remaining, bytes: &[u8], cut: usize) -> io::Result<Option<(Vec<u8>, HeaderMap)>> {
+        let (mut read, mut body, mut trailing) = (BytesMut::new(), Vec::new(), HeaderMap::new());
+        for piece in bytes.chunks(cut.max(1)) {
+            read.extend_from_slice(piece);
+            loop {
+                match remaining.take(&mut read)? {
+                    Taken::Data(data) => body.extend_from_slice(&data),
+                    Taken::Trailers(trailers) => trailing = trailers,
+                    Taken::Missing => break,
+                    Taken::End => return Ok(read.is_empty().then_some((body, trailing))),
+                }
+            }
+        }
+        Ok((remaining == Remaining::Nothing).then_some((body, trailing)))
+    }
+
+    #[test]
+    fn where_an_answer_ends_is_said_in_one_way() {
+        for (lines, remaining, keeps) in [
+            ("Content-Length: 5", Remaining::Length(5), true),
+            ("Content-Length: 5\r\ncontent-length: 5", Remaining::Length(5), true),
+            ("Content-Length: 0", Remaining::Nothing, true),
+            ("Transfer-Encoding: Chunked", Remaining::ChunkSize, true),
+            ("X: y", Remaining::UntilClosed, false),
+            ("Content-Length: 5\r\nConnection: Close", Remaining::Length(5), false),
+            ("Content-Length: 5\r\nConnection: keep-alive, close", Remaining::Length(5), false),
+        ] {
+            let head = read(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n")).unwrap().unwrap();
+            assert_eq!((head.body, head.keeps), (remaining, keeps), "{lines}");
+        }
+        for lines in [
+            "Content-Length: 5\r\nContent-Length: 6",
+            "Content-Length: 5, 5",
+            "Content-Length: +5",
+            "Content-Length:",
+            "Content-Length: 18446744073709551616",
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: identity",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "Folded: a\r\n b",
+            "No colon",
+            "Space : before",
+        ] {
+            assert!(read(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n")).is_err(), "{lines}");
+        }
+        assert!(read("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
+        let old = read("HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n");
+        assert!(old.unwrap().unwrap().keeps);
+        assert!(!read("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n").unwrap().unwrap().keeps);
+    }
+
+    #[test]
+    fn some_answers_never_have_a_body() {
+        for status in ["204 No Content", "304 Not Modified", "103 Early Hints"] {
+            let head = read(&format!("HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n")).unwrap().unwrap();
+            assert_eq!(head.body, Remaining::Nothing, "{status}");
+        }
+        let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
+        let to_head = head(&mut BytesMut::from(text), true).unwrap().unwrap();
+        assert_eq!((to_head.body, to_head.keeps), (Remaining::Nothing, true));
+        assert_eq!(to_head.parts.headers["content-length"], "5", "it is told all the same");
+    }
+
+    #[test]
+    fn lines_keep_their_order_their_bytes_and_an_own_reason() {
+        let text =
+            "HTTP/1.1 404 Gone fishing\r\nA: 1\r\nEmpty:\r\na: \x7fé2 \r\nConnection: keep-alive\r\n\r\n";
+        let head = head(&mut BytesMut::from(text), false);
+        assert!(head.is_err(), "no control characters");
+        let head = read(&text.replace('\x7f', "")).unwrap().unwrap();
+        let values: Vec<_> = head.parts.headers.get_all("a").iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(values, ["1".as_bytes(), "é2".as_bytes()]);
+        assert_eq!(head.parts.headers["empty"], "");
+        assert!(!head.parts.headers.contains_key("connection"), "it is done with");
+        assert_eq!(head.parts.extensions.get::<ReasonPhrase>().unwrap().as_bytes(), b"Gone fishing");
+    }
+
+    #[test]
+    fn a_head_has_a_bound() {
+        let line = format!("X: {}\r\n", "y".repeat(1000));
+        let long = format!("HTTP/1.1 200 OK\r\n{}", line.repeat(70));
+        assert!(read(&long).is_err() && read(&format!("{long}\r\n")).is_err());
+        assert!(read(&format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(101))).is_err());
+        let most = format!("HTTP/1.1 200 OK\r\n{}", line.repeat(60));
+        assert!(read(&most).unwrap().is_none() && read(&format!("{most}\r\n")).unwrap().is_some());
+    }
+
+    #[test]
+    fn chunks_that_make_no_sense_are_no_body() {
+        for chunks in [
+            "\r\n",
+            "zz\r\n",
+            "+5\r\nhello\r\n",
+            "-1\r\n",
+            "5\nhello\n",
+            "5\r\nhelloX\r\n",
+            " 5\r\nhello\r\n",
+            "10000000000000000\r\n",
+            ";x\r\n",
+        ] {
+            assert!(
+                body(Remaining::ChunkSize, format!("{chunks}0\r\n\r\n").as_bytes(), 3).is_err(),
+                "{chunks:?}"
+            );
+        }
+        let long = format!("5;{}", "x".repeat(2000));
+        assert!(body(Remaining::ChunkSize, long.as_bytes(), 100).is_err());
+        let long = format!("0\r\nX: {}", "x".repeat(20_000));
+        assert!(body(Remaining::ChunkSize, long.as_bytes(), 1000).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn where_chunks_are_cut_does_not_matter(cut in 1usize..40, sizes in proptest::collection::vec(1usize..50, 0..8), trails in any::<bool>()) {
+            let (mut bytes, mut whole) = (Vec::new(), Vec::new());
+            for (number, size) in sizes.iter().enumerate() {
+                let data = vec![b'a' + number as u8; *size];
+                bytes.extend_from_slice(format!("{size:X};e=1\r\n").as_bytes());
+                bytes.extend_from_slice(&data);
+                bytes.extend_from_slice(b"\r\n");
+                whole.extend_from_slice(&data);
+            }
+            bytes.extend_from_slice(if trails { b"0\r\nX-Sum: 42\r\n\r\n" } else { b"0\r\n\r\n" });
+            let (got, trailers) = body(Remaining::ChunkSize, &bytes, cut).unwrap().unwrap();
+            prop_assert_eq!(got, whole);
+            prop_assert_eq!(trailers.len(), usize::from(trails));
+            for short in 1..bytes.len() {
+                prop_assert!(body(Remaining::ChunkSize, &bytes[..short], cut).unwrap().is_none());
+            }
+        }
+
+        #[test]
+        fn no_bytes_break_it(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 1usize..20) {
+            let _any = head(&mut BytesMut::from(&bytes[..]), false).is_ok();
+            let _any = head(&mut BytesMut::from(&[&b"HTTP/1.1 200 OK\r\n"[..], &bytes].concat()[..]), false).is_ok();
+            let _any = body(Remaining::ChunkSize, &bytes, cut).is_ok();
+        }
+    }
+}
