@@ -313,7 +313,7 @@ async fn write(
     };
     if service.sabotage.release_twice && exchange.ticket.as_ref().is_some_and(|ticket| ticket.held.is_some())
     {
-        body = crate::sabotage::send_once_more(&service, side, &head, body).await;
+        body = Box::pin(crate::sabotage::send_once_more(&service, side, &head, body)).await;
     }
     send_write(exchange, side, connection, &head, body, upgrade).await
 }

@@ -180,7 +180,8 @@ impl Member {
     /// No connection could be made; nothing was sent.
     pub async fn connect(self: &Arc<Self>) -> io::Result<(Connection, Option<Duration>)> {
         let started = Instant::now();
-        let dialed = dial::dial(&self.upstream, &self.dialing).await?;
+        // Boxed: every client's connection has room for the state of a request, and few requests dial.
+        let dialed = Box::pin(dial::dial(&self.upstream, &self.dialing)).await?;
         let took = Some(started.elapsed());
         let sender = match dialed {
             Dialed::Http1(line) => {
