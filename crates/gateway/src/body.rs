@@ -6,6 +6,7 @@ use crate::limits::{BodyLimits, Cut, RequestBodyError};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -71,12 +72,12 @@ pub(crate) enum RequestBody {
 
 impl RequestBody {
     /// The client's body, unread until the upstream wants it.
-    pub fn passing(incoming: Incoming, limits: BodyLimits) -> (Self, Option<Arc<Progress>>) {
+    pub fn passing(incoming: Incoming, limits: impl FnOnce() -> BodyLimits) -> (Self, Option<Arc<Progress>>) {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
         }
         let progress = Progress::start();
-        (Self::Passing(incoming, progress.clone(), limits), Some(progress))
+        (Self::Passing(incoming, progress.clone(), limits()), Some(progress))
     }
 }
 
@@ -136,7 +137,7 @@ impl Body for RequestBody {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the upstream's answer broke: {0}")]
-    Upstream(#[from] hyper::Error),
+    Upstream(#[from] io::Error),
     #[error("the session was closed for a switch")]
     Closed,
 }
@@ -151,9 +152,11 @@ pub(crate) enum ResponseBody {
 #[derive(Debug)]
 pub(crate) struct Passing {
     /// `None` once it ended.
-    open: Option<(Incoming, Exchange)>,
+    open: Option<Exchange>,
     /// Ends a streaming session.
     end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Why it ended early.
+    broke: Option<BodyError>,
 }
 
 impl ResponseBody {
@@ -165,14 +168,18 @@ impl ResponseBody {
         Self::Whole(Some(text.into()))
     }
 
-    /// The upstream's body; the exchange ends with it.
-    pub fn passing(incoming: Incoming, exchange: Exchange) -> Self {
-        if incoming.is_end_stream() {
+    /// The upstream's body; the exchange ends with it. A small one that is here already ends it at once.
+    pub fn passing(mut exchange: Exchange) -> Self {
+        let whole = exchange.connection.as_mut().and_then(|connection| connection.take_whole());
+        if let (Some(tap), Some(whole)) = (&mut exchange.tap, &whole) {
+            tap.piece(whole);
+        }
+        if exchange.is_received() {
             exchange.complete();
-            return Self::empty();
+            return Self::Whole(whole);
         }
         let end = exchange.session_end().map(|end| Box::pin((*end).clone().cancelled_owned()));
-        Self::Passing(Box::new(Passing { open: Some((incoming, exchange)), end }))
+        Self::Passing(Box::new(Passing { open: Some(exchange), end, broke: None }))
     }
 }
 
@@ -193,7 +200,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
-            Self::Passing(passing) => passing.open.is_none(),
+            Self::Passing(passing) => passing.open.is_none() && passing.broke.is_none(),
         }
     }
 
@@ -201,7 +208,8 @@ impl Body for ResponseBody {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Passing(passing) => {
-                passing.open.as_ref().map_or(SizeHint::with_exact(0), |(incoming, _)| incoming.size_hint())
+                let connection = passing.open.as_ref().and_then(|exchange| exchange.connection.as_ref());
+                connection.map_or(SizeHint::with_exact(0), |connection| connection.size_hint())
             }
         }
     }
@@ -209,31 +217,38 @@ impl Body for ResponseBody {
 
 impl Passing {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some((incoming, exchange)) = &mut self.open else { return Poll::Ready(None) };
+        let Some(exchange) = &mut self.open else { return Poll::Ready(self.broke.take().map(Err)) };
         if let Some(end) = &mut self.end
             && end.as_mut().poll(cx).is_ready()
         {
-            if let Some((_, exchange)) = self.open.take() {
+            if let Some(exchange) = self.open.take() {
                 exchange.complete();
             }
             return Poll::Ready(Some(Err(BodyError::Closed)));
         }
-        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        let frame = match &mut exchange.connection {
+            Some(connection) => ready!(connection.poll_frame(cx)),
+            None => None,
+        };
         if let (Some(tap), Some(Ok(frame))) = (&mut exchange.tap, &frame)
             && let Some(piece) = frame.data_ref()
         {
             tap.piece(piece);
         }
         match &frame {
-            Some(Ok(_)) if !incoming.is_end_stream() => {}
+            Some(Ok(_)) if !exchange.is_received() => {}
             Some(Err(_)) => {
-                if let Some((_, exchange)) = self.open.take() {
+                if let Some(exchange) = self.open.take() {
                     exchange.answer_broke();
                 }
+                // What came before is sent before the connection ends: the server drops what it has not flushed.
+                self.broke = frame.and_then(Result::err).map(BodyError::from);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             // Finished together with the last piece: the next request may come before anybody polls again.
             Some(Ok(_)) | None => {
-                if let Some((_, exchange)) = self.open.take() {
+                if let Some(exchange) = self.open.take() {
                     exchange.complete();
                 }
             }
@@ -244,8 +259,8 @@ impl Passing {
 
 impl Drop for Passing {
     fn drop(&mut self) {
-        if let Some((incoming, exchange)) = self.open.take() {
-            exchange.client_left(incoming);
+        if let Some(exchange) = self.open.take() {
+            exchange.client_left();
         }
     }
 }

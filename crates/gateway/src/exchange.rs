@@ -3,16 +3,13 @@
 
 use crate::access_log::Entry;
 use crate::body::Progress;
-use crate::forward::in_time;
 use crate::gate::{Session, Ticket};
 use crate::service::{Class, Service};
 use crate::shadow::Tap;
 use crate::split::ClientId;
-use crate::upstream::Connection;
+use crate::upstream::{Connection, Failed};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use http::{HeaderValue, Method, StatusCode, response};
 use rehome_part::Side;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -112,6 +109,12 @@ impl Exchange {
         self.ticket = Some(ticket);
     }
 
+    /// Waits for the head of the answer, as long as it may take.
+    pub async fn answer(&mut self) -> Option<Result<response::Parts, Failed>> {
+        let patience = self.service.plan.upstream_timeout;
+        self.connection.as_mut()?.answer(patience, self.progress.as_ref()).await
+    }
+
     /// The request is handed to `side` now.
     pub fn sending(&mut self, side: Side) {
         let state = self.service.side(side);
@@ -185,14 +188,21 @@ impl Exchange {
         self.session.as_ref().map(|session| session.end.clone())
     }
 
+    /// Was the whole answer received?
+    pub fn is_received(&self) -> bool {
+        self.connection.as_ref().is_none_or(|connection| connection.is_end_stream())
+    }
+
     /// The whole answer was received.
     pub fn complete(mut self) {
         if let Some(connection) = self.connection.take()
             && self.session.is_none()
         {
-            match self.progress.take().filter(|progress| !progress.is_done()) {
-                Some(progress) => self.linger(connection, progress),
-                None => connection.give_back(),
+            let progress = self.progress.take();
+            let is_sent = connection.is_sent() && progress.as_ref().is_none_or(|progress| progress.is_done());
+            match is_sent {
+                true => connection.give_back(),
+                false => self.linger(connection, progress),
             }
         }
         self.finish(Outcome::Answered);
@@ -200,16 +210,15 @@ impl Exchange {
 
     /// The answer came before the whole request was sent. The rest may follow as long as it moves, so that the client sees
     /// the answer and no reset; an upstream that takes no more of it must not keep both connections for ever.
-    fn linger(&self, mut connection: Connection, progress: Arc<Progress>) {
+    fn linger(&self, mut connection: Connection, progress: Option<Arc<Progress>>) {
         let service = self.service.clone();
         service.tasks.clone().spawn(async move {
             let patience = service.plan.upstream_timeout;
             tokio::select! {
-                // Ready for another request: all of this one was sent. Or it is closed, or nothing moves.
-                _ = in_time(connection.ready(), Some(&progress), patience) => {}
+                // All of this request was sent, or it is closed, or nothing moves.
+                _ = in_time(connection.sent(), progress.as_ref(), patience) => {}
                 () = service.kill.cancelled() => {}
             }
-            connection.cut();
         });
     }
 
@@ -223,13 +232,18 @@ impl Exchange {
 
     /// The client did not wait for the whole answer. A write's answer is received to its end all the same, so that "in
     /// flight" stays true to its name.
-    pub fn client_left(mut self, mut rest: Incoming) {
+    pub fn client_left(mut self) {
         if self.ticket.is_none() || tokio::runtime::Handle::try_current().is_err() {
             return self.finish(Outcome::ClientLeft);
         }
         let (service, patience) = (self.service.clone(), self.service.plan.upstream_timeout);
         service.tasks.clone().spawn(async move {
-            let drained = async { while let Some(Ok(_)) = rest.frame().await {} };
+            let drained = async {
+                match &mut self.connection {
+                    Some(connection) => connection.drain().await,
+                    None => Ok(()),
+                }
+            };
             tokio::select! {
                 _ = tokio::time::timeout(patience, drained) => {}
                 () = service.kill.cancelled() => {}
@@ -290,6 +304,20 @@ impl Exchange {
             held_ms: self.held.map(millis),
             outcome: outcome.name(),
         }
+    }
+}
+
+/// Waits; the time runs anew while the request's body moves.
+async fn in_time(work: impl Future<Output = ()>, progress: Option<&Arc<Progress>>, timeout: Duration) {
+    let mut work = std::pin::pin!(work);
+    let mut deadline = tokio::time::Instant::now() + timeout;
+    while tokio::time::timeout_at(deadline, work.as_mut()).await.is_err() {
+        let Some(progress) = progress else { return };
+        let moved = tokio::time::Instant::from_std(progress.last()) + timeout;
+        if moved <= deadline {
+            return;
+        }
+        deadline = moved;
     }
 }
 

@@ -1,11 +1,11 @@
 //! One request from its head to the head of its answer: class, side, the wait at the gate, the send, and what the client hears
 //! when it fails. A write is handed to an upstream at most once; a read without a body may be sent again.
 
-use crate::body::{Progress, RequestBody, ResponseBody};
+use crate::body::{RequestBody, ResponseBody};
 use crate::config::host_value;
 use crate::exchange::{Exchange, Outcome};
 use crate::gate::Label;
-use crate::headers;
+use crate::headers::{self, Seen};
 use crate::hold::Full;
 use crate::limits::{self, BodyLimits, Cut, Reason};
 use crate::origin::Origin;
@@ -13,10 +13,10 @@ use crate::server::MAX_HEAD;
 use crate::service::{Class, Service};
 use crate::session;
 use crate::split::ClientId;
-use crate::upstream::{Answer, AnswerFuture, Connection, Member, SentBytes};
+use crate::upstream::{Connection, Failed, Head, Member};
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Version, request};
+use http::{Method, Request, Response, StatusCode, Version, request, response};
 use hyper::body::{Body, Incoming};
 use rehome_part::Side;
 use rehome_spec::UpstreamHttp;
@@ -35,15 +35,18 @@ pub(crate) async fn serve(
     origin: Origin,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
-    let class = classify(&service, &request);
+    let seen = Seen::of(request.headers());
+    let class = classify(&service, &request, seen);
     let address = ClientId::of_address(origin.client);
     let client = ClientId::of(&service.plan.clients, request.headers(), origin.client);
-    let id = headers::request_id(request.headers_mut());
+    let own_id = headers::own_id(request.headers(), seen);
+    let has_own_id = own_id.is_some();
+    let id = own_id.unwrap_or_else(headers::random_id);
     let mut exchange = Exchange::new(service, class, client, address, id);
     exchange.method = request.method().clone();
     exchange.path = request.uri().path_and_query().cloned();
     let head_bytes = head_bytes(&request);
-    if let Err((status, text)) = check(&request, head_bytes) {
+    if let Err((status, text)) = check(&request, seen, head_bytes) {
         let mut response = refuse(exchange, status, text, Outcome::NotSent);
         if request.version() <= Version::HTTP_11 {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -58,7 +61,7 @@ pub(crate) async fn serve(
         }
         return refuse(exchange, status, text, Outcome::NotSent);
     }
-    let upgrade = session::Wanted::of(&mut request);
+    let upgrade = session::Wanted::of(&mut request, seen);
     if upgrade.is_none() && *request.method() == Method::CONNECT {
         return refuse(
             exchange,
@@ -74,22 +77,22 @@ pub(crate) async fn serve(
         (None, false) => first_authority(&exchange.service),
         (host, _) => host,
     };
-    headers::prepare_request(&mut parts.headers, parts.version, &origin, host);
+    let new_id = (!has_own_id).then(|| exchange.id.clone());
+    let added = headers::prepare_request(&mut parts.headers, seen, parts.version, &origin, host, new_id);
     if upgrade.is_some() && exchange.service.plan.dialing.http == UpstreamHttp::Two {
         let text = "this service is spoken to with HTTP/2, which has no upgrades\n";
         return refuse(exchange, StatusCode::NOT_IMPLEMENTED, text, Outcome::NotSent);
     }
-    let limits = body_limits(&exchange.service, &parts);
-    address_upstream(&exchange.service, &mut parts, exchange.path.clone());
-    let (body, progress) = RequestBody::passing(body, limits);
+    let (body, progress) = RequestBody::passing(body, || body_limits(&exchange.service, &parts));
+    address_upstream(&exchange.service, &mut parts, &exchange.path);
     exchange.progress = progress;
     match class {
-        Class::Read => read(exchange, parts, body).await,
+        Class::Read => read(exchange, Head { parts, added }, body).await,
         Class::Write | Class::Session => {
             if let Some(wanted) = &upgrade {
                 wanted.restore(&mut parts);
             }
-            write(exchange, Request::from_parts(parts, body), waiting_bytes, upgrade).await
+            write(exchange, Head { parts, added }, body, waiting_bytes, upgrade).await
         }
     }
 }
@@ -99,18 +102,16 @@ fn first_authority(service: &Service) -> Option<HeaderValue> {
     service.plan.source.first().and_then(|upstream| HeaderValue::from_str(&upstream.authority).ok())
 }
 
-/// Puts path, host and version into the form in which the upstream is spoken to.
-fn address_upstream(service: &Service, parts: &mut request::Parts, path: Option<PathAndQuery>) {
+/// Puts path, host and version into the form in which an HTTP/2 upstream is spoken to; over HTTP/1.1 the path is all it needs.
+fn address_upstream(service: &Service, parts: &mut request::Parts, path: &Option<PathAndQuery>) {
+    if service.plan.dialing.http == UpstreamHttp::One {
+        parts.version = Version::HTTP_11;
+        return;
+    }
     let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let secure = service.plan.dialing.tls.is_some();
-    parts.uri = service.plan.upstream_uri(path, host, secure);
-    parts.version = match service.plan.dialing.http {
-        UpstreamHttp::One => Version::HTTP_11,
-        UpstreamHttp::Two => {
-            parts.headers.remove(header::HOST);
-            Version::HTTP_2
-        }
-    };
+    parts.uri = service.plan.upstream_uri(path.clone(), host, service.plan.dialing.tls.is_some());
+    parts.headers.remove(header::HOST);
+    parts.version = Version::HTTP_2;
 }
 
 /// Calls that stream both ways may be silent for long; everything else is sent in one go.
@@ -130,9 +131,9 @@ fn fault(cut: Option<Cut>) -> (StatusCode, &'static str) {
     }
 }
 
-fn classify<B>(service: &Service, request: &Request<B>) -> Class {
-    let asks = headers::wants_upgrade(request) || session::is_extended_connect(request);
-    if asks || headers::wants_events(request.headers()) {
+fn classify<B>(service: &Service, request: &Request<B>, seen: Seen) -> Class {
+    let asks = headers::wants_upgrade(request, seen) || session::is_extended_connect(request);
+    if asks || headers::wants_events(request.headers(), seen) {
         Class::Session
     } else if service.plan.reads.contains(request.method()) {
         Class::Read
@@ -142,11 +143,11 @@ fn classify<B>(service: &Service, request: &Request<B>) -> Class {
 }
 
 /// What must not be forwarded and hyper lets pass, and heads that came in whole before hyper counted.
-fn check<B>(request: &Request<B>, head_bytes: u64) -> Result<(), (StatusCode, &'static str)> {
+fn check<B>(request: &Request<B>, seen: Seen, head_bytes: u64) -> Result<(), (StatusCode, &'static str)> {
     if head_bytes > MAX_HEAD as u64 {
         return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large\n"));
     }
-    headers::ambiguity(request).map_or(Ok(()), |text| Err((StatusCode::BAD_REQUEST, text)))
+    headers::ambiguity(request, seen).map_or(Ok(()), |text| Err((StatusCode::BAD_REQUEST, text)))
 }
 
 /// The memory a request's head takes, roughly.
@@ -158,14 +159,14 @@ fn head_bytes<B>(request: &Request<B>) -> u64 {
 }
 
 /// A read: to the side its client belongs to; what cannot connect there goes to the owner.
-async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) -> Response<ResponseBody> {
+async fn read(mut exchange: Exchange, head: Head, body: RequestBody) -> Response<ResponseBody> {
     let service = exchange.service.clone();
     let mut side = service.side_of_read(exchange.client, exchange.address);
-    let repeatable = headers::is_repeatable(&parts.method) && body.is_end_stream();
+    let repeatable = headers::is_repeatable(&head.parts.method) && body.is_end_stream();
     if side == service.gate.owner() {
-        exchange.tap = service.shadow.choose(&parts, !body.is_end_stream());
+        exchange.tap = service.shadow.choose(&head, !body.is_end_stream());
     }
-    let mut request = Some(Request::from_parts(parts, body));
+    let mut body = Some(body);
     let mut fresh: Option<Arc<Member>> = None;
     let mut repeats = 0;
     service.budget.earn();
@@ -204,11 +205,12 @@ async fn read(mut exchange: Exchange, parts: request::Parts, body: RequestBody) 
             (false, false) => None,
         };
         let again = again.filter(|_| repeatable);
-        let Some(this) = (if again.is_some() { request.as_ref().map(copy) } else { request.take() }) else {
+        let this = if again.is_some() { Some(RequestBody::Empty) } else { body.take() };
+        let Some(this) = this else {
             return refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown);
         };
-        match send_read(&mut exchange, side, connection, this).await {
-            Ok(response) => return respond(exchange, response),
+        match send_read(&mut exchange, side, connection, &head, this).await {
+            Ok(answer) => return respond(exchange, answer),
             Err(Failure::TimedOut) => {
                 exchange.side_failed(side);
                 return refuse(
@@ -239,15 +241,6 @@ fn broken_read(exchange: Exchange, side: Side) -> Response<ResponseBody> {
     refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown)
 }
 
-/// A copy of a request without a body.
-fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::Empty);
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    copy.headers_mut().clone_from(request.headers());
-    copy
-}
-
 enum Failure {
     TimedOut,
     Broken,
@@ -257,29 +250,29 @@ async fn send_read(
     exchange: &mut Exchange,
     side: Side,
     mut connection: Connection,
-    request: Request<RequestBody>,
-) -> Result<Response<Incoming>, Failure> {
+    head: &Head,
+    body: RequestBody,
+) -> Result<response::Parts, Failure> {
     exchange.sending(side);
     let sent_at = Instant::now();
     let timeout = exchange.service.plan.upstream_timeout;
-    let answer = in_time(connection.send(request), exchange.progress.as_ref(), timeout).await;
-    match answer {
-        Some(Ok(response)) if is_upgrade(&response) => {
+    connection.begin(head, body);
+    match connection.answer(timeout, exchange.progress.as_ref()).await {
+        Some(Ok(answer)) if is_upgrade(answer.status) => {
             tracing::debug!(%side, "an upgrade that nobody asked for");
             Err(Failure::Broken)
         }
-        Some(Ok(response)) => {
+        Some(Ok(answer)) => {
             exchange.connection = Some(connection);
             let took = sent_at.elapsed();
             if let Some(tap) = &mut exchange.tap {
                 tap.took(took);
             }
-            exchange.answered(response.status(), took, false);
-            Ok(response)
+            exchange.answered(answer.status, took, false);
+            Ok(answer)
         }
-        Some(Err(error)) => {
-            let error = error.into_error();
-            tracing::debug!(%error, %side, "no answer to a read");
+        Some(Err(failed)) => {
+            tracing::debug!(error = %failed.error, %side, "no answer to a read");
             // A kept connection may have ended of old age; only a young one says something about its upstream.
             if !connection.reused && !exchange.client_broke_off() {
                 connection.member().failed();
@@ -293,30 +286,11 @@ async fn send_read(
     }
 }
 
-/// Waits for an answer; the time runs anew while the request's body moves.
-pub(crate) async fn in_time<F: Future>(
-    answer: F,
-    progress: Option<&Arc<Progress>>,
-    timeout: Duration,
-) -> Option<F::Output> {
-    let mut answer = std::pin::pin!(answer);
-    let mut deadline = tokio::time::Instant::now() + timeout;
-    loop {
-        if let Ok(answer) = tokio::time::timeout_at(deadline, answer.as_mut()).await {
-            return Some(answer);
-        }
-        let moved = tokio::time::Instant::from_std(progress?.last()) + timeout;
-        if moved <= deadline {
-            return None;
-        }
-        deadline = moved;
-    }
-}
-
 /// A write or a session: through the gate, to the owner, once.
 async fn write(
     mut exchange: Exchange,
-    mut request: Request<RequestBody>,
+    head: Head,
+    mut body: RequestBody,
     waiting_bytes: u64,
     upgrade: Option<session::Wanted>,
 ) -> Response<ResponseBody> {
@@ -346,9 +320,9 @@ async fn write(
     };
     if service.sabotage.release_twice && exchange.ticket.as_ref().is_some_and(|ticket| ticket.held.is_some())
     {
-        request = crate::sabotage::send_once_more(&service, side, request).await;
+        body = Box::pin(crate::sabotage::send_once_more(&service, side, &head, body)).await;
     }
-    send_write(exchange, side, connection, request, upgrade).await
+    send_write(exchange, side, connection, &head, body, upgrade).await
 }
 
 fn side_of_write(exchange: &Exchange) -> Side {
@@ -367,48 +341,47 @@ async fn send_write(
     mut exchange: Exchange,
     side: Side,
     mut connection: Connection,
-    mut request: Request<RequestBody>,
+    head: &Head,
+    mut body: RequestBody,
     upgrade: Option<session::Wanted>,
 ) -> Response<ResponseBody> {
     exchange.sending(side);
     loop {
-        let sent_bytes = connection.sent_bytes();
         let sent_at = Instant::now();
-        let answer = connection.send_owned(request);
+        connection.begin(head, body);
         exchange.connection = Some(connection);
-        let mut following = Following(Some((answer, exchange)));
+        let mut following = Following(Some(exchange));
         let answer = following.answer().await;
-        let Some((_, back)) = following.0.take() else { return internal() };
+        let Some(back) = following.0.take() else { return internal() };
         exchange = back;
         match answer {
             // To pass it on would end HTTP on a connection whose client goes on with it.
-            Some(Ok(response)) if upgrade.is_none() && is_upgrade(&response) => {
+            Some(Ok(answer)) if upgrade.is_none() && is_upgrade(answer.status) => {
                 exchange.side_failed(side);
                 let text = "the service changed the protocol unasked; whether it did the work is not known\n";
                 return refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown);
             }
-            Some(Ok(response)) => {
-                let sets_cookie = response.headers().contains_key(header::SET_COOKIE);
-                exchange.answered(response.status(), sent_at.elapsed(), sets_cookie);
+            Some(Ok(answer)) => {
+                let sets_cookie = answer.headers.contains_key(header::SET_COOKIE);
+                exchange.answered(answer.status, sent_at.elapsed(), sets_cookie);
                 return match upgrade {
-                    Some(wanted) if is_upgrade(&response) => session::begin(exchange, wanted, response),
-                    _ => respond(exchange, response),
+                    Some(wanted) if is_upgrade(answer.status) => session::begin(exchange, wanted, answer),
+                    _ => respond(exchange, answer),
                 };
             }
-            Some(Err(mut error)) => match error.take_message() {
-                // The connection had ended before it took the request: no byte left, so a fresh one may.
-                Some(message) if sent_bytes.none_of_what_came_back() => {
-                    match fresh_for(&exchange, side).await {
-                        Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
-                            let text = "the gateway lost its lease; nothing was sent, please try again\n";
-                            return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
-                        }
-                        Ok((fresh, _)) => (request, connection) = (message, fresh),
-                        Err(error) => return unreachable_write(exchange, side, &error),
+            Some(Err(Failed { unsent: Some(unsent), error, .. })) => {
+                tracing::debug!(%error, %side, "a write could not be begun");
+                // The connection had ended before it took a byte of the request, so a fresh one may.
+                match fresh_for(&exchange, side).await {
+                    Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
+                        let text = "the gateway lost its lease; nothing was sent, please try again\n";
+                        return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
                     }
+                    Ok((fresh, _)) => (body, connection) = (*unsent, fresh),
+                    Err(error) => return unreachable_write(exchange, side, &error),
                 }
-                _ => return broken_write(exchange, side, &sent_bytes, &error.into_error()),
-            },
+            }
+            Some(Err(failed)) => return broken_write(exchange, side, &failed),
             None => {
                 exchange.side_failed(side);
                 exchange.upstream_failed();
@@ -420,44 +393,46 @@ async fn send_write(
 }
 
 /// A new connection for a write whose old one ended before it took anything.
-async fn fresh_for(exchange: &Exchange, side: Side) -> std::io::Result<(Connection, Option<Duration>)> {
-    let broken = exchange.connection.as_ref().map(Connection::member);
-    exchange.service.side(side).group.connect(broken).await
+fn fresh_for(
+    exchange: &Exchange,
+    side: Side,
+) -> impl Future<Output = std::io::Result<(Connection, Option<Duration>)>> + Send + use<> {
+    let service = exchange.service.clone();
+    let broken = exchange.connection.as_ref().map(|connection| connection.member().clone());
+    async move { service.side(side).group.connect(broken.as_ref()).await }
 }
 
-fn is_upgrade<B>(response: &Response<B>) -> bool {
-    response.status() == StatusCode::SWITCHING_PROTOCOLS
+fn is_upgrade(status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Keeps a write's answer awaited when the client goes away: the upstream works on it all the same, and until it answered
 /// (or its time is over) the write is in flight.
-struct Following(Option<(AnswerFuture, Exchange)>);
+struct Following(Option<Exchange>);
 
 impl Following {
-    async fn answer(&mut self) -> Option<Answer> {
-        let (answer, exchange) = self.0.as_mut()?;
-        in_time(answer, exchange.progress.as_ref(), exchange.service.plan.upstream_timeout).await
+    async fn answer(&mut self) -> Option<Result<response::Parts, Failed>> {
+        self.0.as_mut()?.answer().await
     }
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        let Some((answer, mut exchange)) = self.0.take() else { return };
+        let Some(mut exchange) = self.0.take() else { return };
         if tokio::runtime::Handle::try_current().is_err() {
             return;
         }
         let service = exchange.service.clone();
         let tasks = service.tasks.clone();
         tasks.spawn(async move {
-            let timeout = service.plan.upstream_timeout;
             tokio::select! {
-                answer = in_time(answer, exchange.progress.as_ref(), timeout) => {
-                    if let Some(Ok(response)) = answer
-                        && !is_upgrade(&response)
-                        && !headers::is_stream(response.headers())
+                answer = exchange.answer() => {
+                    if let Some(Ok(answer)) = answer
+                        && !is_upgrade(answer.status)
+                        && !headers::is_stream(&answer.headers)
                     {
-                        exchange.status = response.status();
-                        return exchange.client_left(response.into_body());
+                        exchange.status = answer.status;
+                        return exchange.client_left();
                     }
                 }
                 () = service.kill.cancelled() => {}
@@ -468,21 +443,16 @@ impl Drop for Following {
 }
 
 /// The head and body of an answer, as the client gets them.
-fn respond(mut exchange: Exchange, response: Response<Incoming>) -> Response<ResponseBody> {
-    let (mut parts, body) = response.into_parts();
-    headers::prepare_response(&mut parts.headers, parts.version);
-    parts.headers.entry(headers::REQUEST_ID).or_insert_with(|| exchange.id.clone());
+fn respond(mut exchange: Exchange, mut parts: response::Parts) -> Response<ResponseBody> {
+    headers::prepare_response(&mut parts.headers, parts.version, &exchange.id);
     parts.version = Version::HTTP_11;
     if exchange.class != Class::Read && headers::is_stream(&parts.headers) {
         exchange.become_session();
     }
-    let tap = exchange.tap.take();
-    let response = Response::from_parts(parts, body);
-    exchange.tap = tap.map(|mut tap| {
-        tap.head(&response);
-        tap
-    });
-    response.map(|body| ResponseBody::passing(body, exchange))
+    if let Some(tap) = &mut exchange.tap {
+        tap.head(&parts);
+    }
+    Response::from_parts(parts, ResponseBody::passing(exchange))
 }
 
 fn full_response(exchange: Exchange, full: Full) -> Response<ResponseBody> {
@@ -497,19 +467,14 @@ fn unreachable_write(exchange: Exchange, side: Side, error: &std::io::Error) -> 
     refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent)
 }
 
-fn broken_write(
-    exchange: Exchange,
-    side: Side,
-    sent: &SentBytes,
-    error: &hyper::Error,
-) -> Response<ResponseBody> {
-    tracing::debug!(%error, %side, "no answer to a write");
+fn broken_write(exchange: Exchange, side: Side, failed: &Failed) -> Response<ResponseBody> {
+    tracing::debug!(error = %failed.error, %side, "no answer to a write");
     if let Some(progress) = exchange.progress.as_ref().filter(|progress| progress.has_failed()) {
-        let outcome = if sent.any() { Outcome::Unknown } else { Outcome::NotSent };
+        let outcome = if failed.may_have_left { Outcome::Unknown } else { Outcome::NotSent };
         let (status, text) = fault(progress.cut());
         return refuse(exchange, status, text, outcome);
     }
-    if !sent.any() {
+    if !failed.may_have_left {
         let text = "the connection to the service ended; nothing was sent, please try again\n";
         exchange.side_failed(side);
         return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);

@@ -71,7 +71,7 @@ impl Scanner {
     fn new() -> Self {
         Self {
             at: At::Start,
-            line: Vec::with_capacity(LOOKED_AT),
+            line: Vec::new(),
             length: false,
             body: 0,
             chunked: false,
@@ -98,12 +98,19 @@ impl Scanner {
                 _ => {
                     let end = bytes.iter().position(|byte| *byte == b'\n');
                     let (piece, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
+                    bytes = rest;
+                    // Most lines come whole and are looked at where they are.
+                    if self.line.is_empty() && end.is_some() {
+                        self.at = self.line_ended(piece.get(..LOOKED_AT).unwrap_or(piece));
+                        continue;
+                    }
                     let room = LOOKED_AT - self.line.len();
                     self.line.extend_from_slice(piece.get(..room).unwrap_or(piece));
-                    bytes = rest;
                     if end.is_some() {
-                        self.at = self.line_ended();
-                        self.line.clear();
+                        let mut line = std::mem::take(&mut self.line);
+                        self.at = self.line_ended(&line);
+                        line.clear();
+                        self.line = line;
                     }
                 }
             }
@@ -119,8 +126,8 @@ impl Scanner {
         }
     }
 
-    fn line_ended(&mut self) -> At {
-        let line = self.line.trim_ascii_end();
+    fn line_ended(&mut self, seen: &[u8]) -> At {
+        let line = seen.trim_ascii_end();
         match self.at {
             // Empty lines before a request are ignored (RFC 9112 section 2.2).
             At::Start if line.is_empty() => At::Start,
@@ -130,11 +137,11 @@ impl Scanner {
             }
             At::Headers if line.is_empty() => self.head_ended(),
             At::Headers => {
-                self.header();
+                self.header(seen);
                 At::Headers
             }
             // More digits than are looked at: the number is not known.
-            At::ChunkSize if self.line.len() == LOOKED_AT && !self.line.contains(&b';') => self.lost(),
+            At::ChunkSize if seen.len() == LOOKED_AT && !seen.contains(&b';') => self.lost(),
             At::ChunkSize => match chunk_size(line) {
                 Some(0) => At::Trailers,
                 Some(size) => At::Chunk(size),
@@ -148,9 +155,13 @@ impl Scanner {
         }
     }
 
-    fn header(&mut self) {
-        let Some(colon) = self.line.iter().position(|byte| *byte == b':') else { return };
-        let (name, value) = self.line.split_at(colon);
+    fn header(&mut self, line: &[u8]) {
+        // Only names that begin with these matter; what begins with nothing visible is looked at closely.
+        if !matches!(line.first(), Some(b't' | b'T' | b'c' | b'C' | ..=b' ')) {
+            return;
+        }
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return };
+        let (name, value) = line.split_at(colon);
         let name = name.trim_ascii();
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.chunked = true;

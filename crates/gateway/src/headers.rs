@@ -31,27 +31,85 @@ const KEPT: [HeaderName; 7] = [
     FORWARDED_HOST,
 ];
 
+/// Which headers of interest a message has: found in one pass, because most messages have few of them and every look-up costs as
+/// much as three lines of the pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Seen(u16);
+
+impl Seen {
+    const CONNECTION: u16 = 1;
+    const HOP: u16 = 1 << 1;
+    const TE: u16 = 1 << 2;
+    const UPGRADE: u16 = 1 << 3;
+    const EXPECT: u16 = 1 << 4;
+    const FORWARDED: u16 = 1 << 5;
+    const ORIGIN: u16 = 1 << 6;
+    const COOKIES: u16 = 1 << 7;
+    const VIA: u16 = 1 << 8;
+    const REQUEST_ID: u16 = 1 << 9;
+    const LENGTH: u16 = 1 << 10;
+    const ACCEPT: u16 = 1 << 11;
+
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut seen = 0;
+        for name in headers.keys() {
+            seen |= match name.as_str() {
+                "connection" => Self::CONNECTION,
+                "keep-alive" | "proxy-connection" => Self::HOP,
+                "transfer-encoding" => Self::HOP | Self::LENGTH,
+                "te" => Self::TE,
+                "upgrade" => Self::UPGRADE,
+                "expect" => Self::EXPECT,
+                "forwarded" => Self::FORWARDED,
+                "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => Self::ORIGIN,
+                "cookie" => Self::COOKIES,
+                "via" => Self::VIA,
+                "x-request-id" => Self::REQUEST_ID,
+                "content-length" => Self::LENGTH,
+                "accept" => Self::ACCEPT,
+                _ => 0,
+            };
+        }
+        Self(seen)
+    }
+
+    fn any(self, wanted: u16) -> bool {
+        self.0 & wanted != 0
+    }
+}
+
 /// Removes what concerns one connection only: the fixed set and everything that `Connection` names.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+fn strip_hop_by_hop(headers: &mut HeaderMap, seen: Seen) {
+    if seen.any(Seen::CONNECTION) {
+        strip_connection(headers);
+    }
+    if seen.any(Seen::HOP) {
+        for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &header::TRANSFER_ENCODING] {
+            headers.remove(name);
+        }
+    }
+    if seen.any(Seen::TE) {
+        headers.remove(header::TE);
+    }
+    if seen.any(Seen::UPGRADE) {
+        headers.remove(header::UPGRADE);
+    }
+}
+
+fn strip_connection(headers: &mut HeaderMap) {
     let mut connection = headers.get_all(header::CONNECTION).iter();
     match (connection.next(), connection.next()) {
-        (None, _) => {}
         // What nearly everybody says, and it names no header.
-        (Some(only), None) if matches!(only.as_bytes(), b"keep-alive" | b"close") => {
-            headers.remove(header::CONNECTION);
-        }
+        (Some(only), None) if matches!(only.as_bytes(), b"keep-alive" | b"close") => {}
         _ => {
             let named: Vec<HeaderName> =
                 tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
             for name in named.into_iter().filter(|name| !KEPT.contains(name)) {
                 headers.remove(name);
             }
-            headers.remove(header::CONNECTION);
         }
     }
-    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &header::TE, &header::TRANSFER_ENCODING, &header::UPGRADE] {
-        headers.remove(name);
-    }
+    headers.remove(header::CONNECTION);
 }
 
 /// The comma-separated tokens of all lines of a header.
@@ -61,15 +119,17 @@ pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
 }
 
 /// Does the client want another protocol on this connection? HTTP/2 by upgrade is declined by not answering to it.
-pub(crate) fn wants_upgrade<B>(request: &Request<B>) -> bool {
-    request.version() == Version::HTTP_11
+pub(crate) fn wants_upgrade<B>(request: &Request<B>, seen: Seen) -> bool {
+    seen.any(Seen::UPGRADE)
+        && request.version() == Version::HTTP_11
         && request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol != "h2c")
         && tokens(request.headers(), &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
 }
 
 /// Does the client ask for a stream of events that may never end?
-pub(crate) fn wants_events(headers: &HeaderMap) -> bool {
-    headers.get(header::ACCEPT).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+pub(crate) fn wants_events(headers: &HeaderMap, seen: Seen) -> bool {
+    seen.any(Seen::ACCEPT)
+        && headers.get(header::ACCEPT).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// Is this the head of an answer that may never end?
@@ -82,32 +142,54 @@ pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Turns the headers of a client's request into those for the upstream.
+/// What a request's head gets besides the client's own headers, in front of none of which it has another line of the same name.
+pub(crate) type Added = Vec<(HeaderName, HeaderValue)>;
+
+/// Turns the headers of a client's request into those for the upstream: takes what is not for it out of `headers`, and returns
+/// what is new. `seen` is what there was; `id` is a new one, if the client's own cannot be used.
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
+    seen: Seen,
     version: Version,
     origin: &Origin,
     host: Option<HeaderValue>,
-) {
-    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    strip_hop_by_hop(headers);
+    id: Option<HeaderValue>,
+) -> Added {
+    let mut added = Added::with_capacity(8);
+    if let Some(id) = id {
+        if seen.any(Seen::REQUEST_ID) {
+            headers.remove(REQUEST_ID);
+        }
+        added.push((REQUEST_ID, id));
+    }
+    let trailers = seen.any(Seen::TE)
+        && tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    strip_hop_by_hop(headers, seen);
     // Answered by this gateway when the body is wanted.
-    headers.remove(header::EXPECT);
+    if seen.any(Seen::EXPECT) {
+        headers.remove(header::EXPECT);
+    }
     if trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        added.push((header::TE, HeaderValue::from_static("trailers")));
     }
     if let Some(host) = host {
         headers.insert(header::HOST, host);
     }
-    say_origin(headers, origin);
-    join_cookies(headers);
-    add_via(headers, version);
+    say_origin(headers, seen, origin, &mut added);
+    if seen.any(Seen::COOKIES) {
+        join_cookies(headers);
+    }
+    match (seen.any(Seen::VIA), via(version)) {
+        (true, via) => add_to_list(headers, &header::VIA, &via),
+        (false, via) => added.push((header::VIA, via)),
+    }
+    added
 }
 
 /// What a trusted proxy said stays and is added to; what anybody else said is replaced.
-fn say_origin(headers: &mut HeaderMap, origin: &Origin) {
+fn say_origin(headers: &mut HeaderMap, seen: Seen, origin: &Origin, added: &mut Added) {
     let scheme = HeaderValue::from_static(if origin.peer.secure { "https" } else { "http" });
-    if origin.is_believed {
+    if origin.is_believed && seen.any(Seen::ORIGIN) {
         if !headers.contains_key(FORWARDED_HOST)
             && let Some(host) = headers.get(header::HOST)
         {
@@ -116,28 +198,42 @@ fn say_origin(headers: &mut HeaderMap, origin: &Origin) {
         headers.entry(FORWARDED_PROTO).or_insert(scheme);
         return add_to_list(headers, &FORWARDED_FOR, &origin.peer.shown);
     }
-    headers.remove(FORWARDED);
-    match headers.get(header::HOST).cloned() {
-        Some(host) => headers.insert(FORWARDED_HOST, host),
-        None => headers.remove(FORWARDED_HOST),
-    };
-    headers.insert(FORWARDED_PROTO, scheme);
-    headers.insert(FORWARDED_FOR, origin.peer.shown.clone());
+    if seen.any(Seen::ORIGIN) {
+        for name in [&FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST] {
+            headers.remove(name);
+        }
+    }
+    if seen.any(Seen::FORWARDED) && !origin.is_believed {
+        headers.remove(FORWARDED);
+    }
+    if let Some(host) = headers.get(header::HOST) {
+        added.push((FORWARDED_HOST, host.clone()));
+    }
+    added.push((FORWARDED_PROTO, scheme));
+    added.push((FORWARDED_FOR, origin.peer.shown.clone()));
 }
 
 /// Turns the headers of an upstream's answer into those for the client.
-pub(crate) fn prepare_response(headers: &mut HeaderMap, version: Version) {
-    strip_hop_by_hop(headers);
-    add_via(headers, version);
+pub(crate) fn prepare_response(headers: &mut HeaderMap, version: Version, id: &HeaderValue) {
+    let seen = Seen::of(headers);
+    strip_hop_by_hop(headers, seen);
+    match (seen.any(Seen::VIA), via(version)) {
+        (true, via) => add_to_list(headers, &header::VIA, &via),
+        (false, via) => {
+            headers.insert(header::VIA, via);
+        }
+    }
+    if !seen.any(Seen::REQUEST_ID) {
+        headers.insert(REQUEST_ID, id.clone());
+    }
 }
 
-fn add_via(headers: &mut HeaderMap, version: Version) {
-    let via = match version {
+fn via(version: Version) -> HeaderValue {
+    HeaderValue::from_static(match version {
         Version::HTTP_2 => "2 rehome",
         Version::HTTP_10 => "1.0 rehome",
         _ => "1.1 rehome",
-    };
-    add_to_list(headers, &header::VIA, &HeaderValue::from_static(via));
+    })
 }
 
 fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &HeaderValue) {
@@ -165,10 +261,9 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// Why two parsers could read this head differently, if they could. It is about what hyper lets pass; what it refuses by itself
 /// does not come here.
-pub(crate) fn ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
-    target_ambiguity(request)
-        .or_else(|| host_ambiguity(request))
-        .or_else(|| length_ambiguity(request.headers()))
+pub(crate) fn ambiguity<B>(request: &Request<B>, seen: Seen) -> Option<&'static str> {
+    let length = || if seen.any(Seen::LENGTH) { length_ambiguity(request.headers()) } else { None };
+    target_ambiguity(request).or_else(|| host_ambiguity(request)).or_else(length)
 }
 
 /// RFC 9112 section 3.2: `host:port` alone is for CONNECT, `*` for OPTIONS, everything else has a path.
@@ -199,13 +294,25 @@ fn host_ambiguity<B>(request: &Request<B>) -> Option<&'static str> {
         return Some("a request has one Host\n");
     }
     let is_valid = |host: &str| host.is_empty() || !host.contains('@') && host.parse::<Authority>().is_ok();
-    if !host.to_str().is_ok_and(is_valid) {
+    if !is_plain_host(host.as_bytes()) && !host.to_str().is_ok_and(is_valid) {
         return Some("the Host is not valid\n");
     }
     let differs =
         |authority: &Authority| !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes());
     let is_http2 = request.version() == Version::HTTP_2;
     (is_http2 && authority.is_some_and(differs)).then_some("Host and :authority differ\n")
+}
+
+/// What nearly every host looks like: a name or an address with dots, perhaps a port. Other forms are for the parser.
+fn is_plain_host(host: &[u8]) -> bool {
+    let name =
+        host.iter().take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-')).count();
+    match host.get(name..) {
+        Some([b':', port @ ..]) => {
+            name > 0 && (1..=4).contains(&port.len()) && port.iter().all(u8::is_ascii_digit)
+        }
+        rest => name > 0 && rest.is_none_or(<[u8]>::is_empty),
+    }
 }
 
 /// RFC 9112 section 6: one length; and the only encoding that is undone here is `chunked`, so no other may be lost on the way.
@@ -224,17 +331,15 @@ fn length_ambiguity(headers: &HeaderMap) -> Option<&'static str> {
     None
 }
 
-/// The request's id: the client's own if it has a usable one, else a new random one.
-pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
-    if let Some(id) = headers.get(REQUEST_ID)
-        && (1..=MAX_REQUEST_ID).contains(&id.len())
-    {
-        return id.clone();
-    }
+/// The client's own id, if it has a usable one.
+pub(crate) fn own_id(headers: &HeaderMap, seen: Seen) -> Option<HeaderValue> {
+    let id = headers.get(REQUEST_ID).filter(|_| seen.any(Seen::REQUEST_ID))?;
+    (1..=MAX_REQUEST_ID).contains(&id.len()).then(|| id.clone())
+}
+
+pub(crate) fn random_id() -> HeaderValue {
     let id = HeaderValue::from_bytes(&hexadecimal(fastrand::u128(..)));
-    let id = id.expect("hexadecimal digits are visible ASCII");
-    headers.insert(REQUEST_ID, id.clone());
-    id
+    id.expect("hexadecimal digits are visible ASCII")
 }
 
 /// Thirty-two digits; formatting them takes as long as parsing the head they go into.
@@ -280,13 +385,22 @@ mod tests {
         ] {
             headers.append(name, HeaderValue::from_static(value));
         }
-        strip_hop_by_hop(&mut headers);
+        let seen = Seen::of(&headers);
+        strip_hop_by_hop(&mut headers, seen);
         assert_eq!(headers, map(&[("x-three", "3"), ("trailer", "x-sum")]));
     }
 
     fn origin(address: &str, is_believed: bool, secure: bool) -> Origin {
         let address = address.parse().unwrap();
         Origin { peer: Peer::new(address, secure), is_believed, client: address }
+    }
+
+    fn prepare(headers: &mut HeaderMap, version: Version, origin: &Origin) {
+        let seen = Seen::of(headers);
+        for (name, value) in prepare_request(headers, seen, version, origin, None, None) {
+            assert!(!headers.contains_key(&name), "{name} has another line");
+            headers.append(name, value);
+        }
     }
 
     const CLAIMS: [(&str, &str); 6] = [
@@ -307,7 +421,8 @@ mod tests {
             ("x-forwarded-for", "192.0.2.1"),
             ("x-one", "1"),
         ]);
-        strip_hop_by_hop(&mut headers);
+        let seen = Seen::of(&headers);
+        strip_hop_by_hop(&mut headers, seen);
         let kept = [("host", "a"), ("content-length", "5"), ("x-forwarded-for", "192.0.2.1")];
         assert_eq!(headers, map(&kept));
     }
@@ -317,7 +432,8 @@ mod tests {
         for (name, value) in lines {
             request = request.header(*name, *value);
         }
-        ambiguity(&request.body(()).unwrap())
+        let request = request.body(()).unwrap();
+        ambiguity(&request, Seen::of(request.headers()))
     }
 
     #[test]
@@ -352,14 +468,14 @@ mod tests {
     #[test]
     fn a_request_says_where_it_came_from() {
         let mut headers = map(&CLAIMS);
-        prepare_request(&mut headers, Version::HTTP_11, &origin("10.0.0.9", true, false), None);
+        prepare(&mut headers, Version::HTTP_11, &origin("10.0.0.9", true, false));
         assert_eq!(headers["x-forwarded-for"], "192.0.2.1, 10.0.0.9");
         assert_eq!(headers["x-forwarded-host"], "www.example");
         assert_eq!(headers["x-forwarded-proto"], "https");
         assert_eq!(headers["forwarded"], "for=192.0.2.1");
         assert_eq!(headers["te"], "trailers");
         assert_eq!(headers["via"], "1.1 rehome");
-        prepare_response(&mut headers, Version::HTTP_11);
+        prepare_response(&mut headers, Version::HTTP_11, &HeaderValue::from_static("id"));
         assert_eq!(headers["via"], "1.1 rehome, 1.1 rehome");
     }
 
@@ -367,7 +483,7 @@ mod tests {
     fn a_stranger_does_not_say_where_it_came_from() {
         let mut headers = map(&CLAIMS);
         headers.append("x-forwarded-for", HeaderValue::from_static("192.0.2.2"));
-        prepare_request(&mut headers, Version::HTTP_2, &origin("::ffff:10.0.0.9", false, true), None);
+        prepare(&mut headers, Version::HTTP_2, &origin("::ffff:10.0.0.9", false, true));
         assert_eq!(headers.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["10.0.0.9"]);
         assert_eq!(headers["x-forwarded-host"], "shop.example");
         assert_eq!(headers["x-forwarded-proto"], "https", "it came over TLS");
@@ -392,12 +508,22 @@ mod tests {
 
     #[test]
     fn a_request_id_is_kept_or_made() {
+        let own = |headers: &HeaderMap| own_id(headers, Seen::of(headers));
         let mut headers = map(&[("x-request-id", "mine")]);
-        assert_eq!(request_id(&mut headers), "mine");
-        let mut headers = HeaderMap::new();
-        let made = request_id(&mut headers);
-        assert_eq!((made.len(), headers[REQUEST_ID] == made), (32, true));
+        assert_eq!(own(&headers).unwrap(), "mine");
         headers.insert(REQUEST_ID, "x".repeat(500).parse().unwrap());
-        assert_eq!(request_id(&mut headers).len(), 32);
+        assert_eq!(own(&headers), None);
+        assert_eq!(own(&HeaderMap::new()), None);
+        assert_eq!(random_id().len(), 32);
+    }
+
+    #[test]
+    fn a_plain_host_is_one_that_the_parser_takes_too() {
+        for host in ["a", "shop.example", "10.0.0.1:8080", "a-b.c:1"] {
+            assert!(is_plain_host(host.as_bytes()) && host.parse::<Authority>().is_ok(), "{host}");
+        }
+        for host in ["", ":80", "a:", "a:b", "a b", "x@a", "[::1]:80", "a:80:80", "a_b", "a/b"] {
+            assert!(!is_plain_host(host.as_bytes()), "{host} is for the parser");
+        }
     }
 }

@@ -6,10 +6,9 @@ use crate::config::{GatewayError, Plan};
 use crate::control::Mode;
 use crate::core::Core;
 use crate::service::{Service, SideState};
-use crate::upstream::Member;
+use crate::upstream::{Head, Member};
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, header};
-use http_body_util::BodyExt;
 use rehome_part::Side;
 use rehome_spec::UpstreamHttp;
 use std::io;
@@ -120,11 +119,12 @@ async fn ask(
             UpstreamHttp::One => request.header(header::HOST, authority).header(header::CONNECTION, "close"),
             UpstreamHttp::Two => request,
         };
-        let request = request.body(RequestBody::Empty).map_err(io::Error::other)?;
-        let response =
-            connection.send(request).await.map_err(|error| io::Error::other(error.into_error()))?;
-        let status = response.status();
-        response.into_body().collect().await.map_err(io::Error::other)?;
+        let (parts, ()) = request.body(()).map_err(io::Error::other)?.into_parts();
+        connection.begin(&Head { parts, added: Vec::new() }, RequestBody::Empty);
+        let answer = connection.answer(patience, None).await;
+        let answer = answer.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+        let status = answer.map_err(|failed| failed.error)?.status;
+        connection.drain().await?;
         Ok((status, connecting))
     };
     tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

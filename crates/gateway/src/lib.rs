@@ -2,6 +2,7 @@
 //! It never decides who the owner is, never opens the journal, and keeps serving when the engine is dead.
 
 mod access_log;
+mod alarm;
 mod asking;
 mod body;
 pub mod client;
@@ -11,6 +12,7 @@ mod config;
 pub mod control;
 mod conversation;
 mod core;
+mod descriptors;
 mod exchange;
 mod forward;
 mod framing;

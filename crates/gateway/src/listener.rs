@@ -2,11 +2,12 @@
 //! which service each request goes to. Never looks further into a request; [`crate::forward`] does.
 
 use crate::access_log::Entry;
+use crate::alarm::AlarmClock;
 use crate::body::ResponseBody;
 use crate::config::GatewayError;
 use crate::forward;
 use crate::framing::Watched;
-use crate::headers;
+use crate::headers::{self, Seen};
 use crate::limits::{Entrance, Linger, Paced, Patience, PerClient, Place, Reason};
 use crate::origin::{Origin, Peer, Trusted};
 use crate::proxy_protocol;
@@ -152,8 +153,8 @@ impl Listener {
     }
 
     /// Answers one request, by the service that it is for.
-    async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Response<ResponseBody> {
-        let origin = Origin::of(peer, &self.trusted, request.headers());
+    async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
+        let origin = Origin::of(peer.clone(), &self.trusted, request.headers());
         match self.routes.find(&request) {
             Ok(service) => forward::serve(service.clone(), origin, request).await,
             Err(none) => self.nobody(none, origin, request),
@@ -161,12 +162,7 @@ impl Listener {
     }
 
     /// No service takes this request.
-    fn nobody(
-        &self,
-        none: NoRoute,
-        origin: Origin,
-        mut request: Request<Incoming>,
-    ) -> Response<ResponseBody> {
+    fn nobody(&self, none: NoRoute, origin: Origin, request: Request<Incoming>) -> Response<ResponseBody> {
         let (reason, status, text) = match none {
             // RFC 9110 section 15.5.20: a client that came for a certificate or by an old address may try elsewhere.
             NoRoute::Host => {
@@ -178,7 +174,8 @@ impl Listener {
             }
         };
         self.entrance.turn_away(reason);
-        let id = headers::request_id(request.headers_mut());
+        let id = headers::own_id(request.headers(), Seen::of(request.headers()));
+        let id = id.unwrap_or_else(headers::random_id);
         if let Some(log) = &self.first.log {
             let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             log.record(Entry {
@@ -364,11 +361,12 @@ impl Visit<'_> {
         let (shed, used) = (life.shed.clone(), Arc::new(AtomicBool::new(false)));
         let was_used = used.clone();
         let leave = life.shed.asked_to_leave(move || was_used.load(Ordering::Relaxed));
+        let door = Arc::new((listener, peer, framing, linger, shed, used));
         let handler = service_fn(move |request: Request<Incoming>| {
-            let (listener, framing, linger) = (listener.clone(), framing.clone(), linger.clone());
-            let (peer, shed) = (peer.clone(), shed.clone());
-            used.store(true, Ordering::Relaxed);
+            let door = door.clone();
             async move {
+                let (listener, peer, framing, linger, shed, used) = &*door;
+                used.store(true, Ordering::Relaxed);
                 if framing.next_is_ambiguous() {
                     return Ok::<_, Infallible>(ambiguous());
                 }
@@ -385,7 +383,7 @@ impl Visit<'_> {
             }
         });
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(AlarmClock::default())
             .header_read_timeout(IDLE)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), handler)
@@ -409,7 +407,7 @@ impl Visit<'_> {
         let leave = life.shed.asked_to_leave(|| true);
         let handler = service_fn(move |request: Request<Incoming>| {
             let (listener, peer) = (listener.clone(), peer.clone());
-            async move { Ok::<_, Infallible>(listener.answer(peer, request).await) }
+            async move { Ok::<_, Infallible>(listener.answer(&peer, request).await) }
         });
         let connection = http2::Builder::new(Streams(life.clone()))
             .timer(TokioTimer::new())

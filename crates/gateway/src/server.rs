@@ -8,6 +8,7 @@ use crate::clock::{BootClock, ProcessClock};
 use crate::commands;
 use crate::config::{self, Config, GatewayError, Sabotage};
 use crate::core::Core;
+use crate::descriptors;
 use crate::gate::Gate;
 use crate::grant::Grant;
 use crate::health;
@@ -27,13 +28,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,6 +43,8 @@ use tokio_util::task::TaskTracker;
 /// The largest head of a request or an answer, and the buffer of one connection.
 pub(crate) const MAX_HEAD: usize = 64 << 10;
 const METRICS_CONNECTIONS: usize = 16;
+/// Clients that wait to be accepted; the kernel's own limit (`net.core.somaxconn`) is 4096 where nobody changed it.
+const BACKLOG: u32 = 4096;
 
 /// A gateway that serves. Dropped, it ends at once; [`Running::drain`] is the polite way.
 #[derive(Debug)]
@@ -112,6 +116,7 @@ impl Life {
 /// A configuration that cannot work, an address or socket in use, a damaged epoch file.
 pub async fn start(config: Config) -> Result<Running, GatewayError> {
     let plans = config::check(&config)?;
+    descriptors::make_room(config.hold.connections);
     let (file, saved) = StateFile::open(&config.state_dir)?;
     let grant = Grant::wake(saved);
     let (clock, boot, life) = (ProcessClock::start(), BootClock::default(), Life::new());
@@ -256,9 +261,22 @@ async fn watch_certificates(all: Vec<Arc<Certificates>>, period: Duration) {
 
 async fn bind(what: &str, address: &str) -> Result<(TcpListener, SocketAddr), GatewayError> {
     let error = |source| GatewayError::Listen { what: what.into(), address: address.into(), source };
-    let listener = TcpListener::bind(address).await.map_err(error)?;
-    let bound = listener.local_addr().map_err(error)?;
-    Ok((listener, bound))
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for found in tokio::net::lookup_host(address).await.map_err(error)? {
+        match listen(found).and_then(|listener| Ok((listener.local_addr()?, listener))) {
+            Ok((bound, listener)) => return Ok((listener, bound)),
+            Err(failed) => last = failed,
+        }
+    }
+    Err(error(last))
+}
+
+/// With a longer queue than the runtime's own of 128: a burst of clients that does not fit is partly reset by the kernel.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl Running {

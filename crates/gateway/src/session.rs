@@ -3,9 +3,10 @@
 
 use crate::body::ResponseBody;
 use crate::exchange::{Exchange, Outcome};
-use crate::headers;
+use crate::headers::{self, Seen};
+use crate::upstream::Upgraded;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, request};
+use http::{Method, Request, Response, StatusCode, request, response};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
@@ -28,11 +29,11 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub fn of(request: &mut Request<Incoming>) -> Option<Self> {
+    pub fn of(request: &mut Request<Incoming>, seen: Seen) -> Option<Self> {
         let on_stream = is_extended_connect(request);
         let protocol = match request.extensions().get::<Protocol>() {
             Some(protocol) if on_stream => HeaderValue::from_str(protocol.as_str()).ok()?,
-            _ if headers::wants_upgrade(request) => request.headers().get(header::UPGRADE)?.clone(),
+            _ if headers::wants_upgrade(request, seen) => request.headers().get(header::UPGRADE)?.clone(),
             _ => return None,
         };
         Some(Self { client: hyper::upgrade::on(request), protocol, on_stream })
@@ -63,13 +64,12 @@ fn websocket_key() -> HeaderValue {
 pub(crate) fn begin(
     mut exchange: Exchange,
     wanted: Wanted,
-    mut response: Response<Incoming>,
+    mut parts: response::Parts,
 ) -> Response<ResponseBody> {
     exchange.become_session();
-    let upstream = hyper::upgrade::on(&mut response);
-    let (mut parts, _) = response.into_parts();
+    let upstream = exchange.connection.as_mut().and_then(|connection| connection.upgraded());
     let protocol = parts.headers.get(header::UPGRADE).cloned().unwrap_or_else(|| wanted.protocol.clone());
-    headers::prepare_response(&mut parts.headers, parts.version);
+    headers::prepare_response(&mut parts.headers, parts.version, &exchange.id);
     if wanted.on_stream {
         parts.headers.remove(ACCEPT);
         parts.status = StatusCode::OK;
@@ -96,12 +96,12 @@ pub(crate) fn begin(
     Response::from_parts(parts, ResponseBody::empty())
 }
 
-async fn join(client: OnUpgrade, upstream: OnUpgrade) {
-    let (client, upstream) = match tokio::try_join!(client, upstream) {
-        Ok(both) => both,
-        Err(error) => return tracing::debug!(%error, "an upgrade did not come about"),
+async fn join(client: OnUpgrade, upstream: Option<Upgraded>) {
+    let (mut client, mut upstream) = match (client.await, upstream) {
+        (Ok(client), Some(upstream)) => (TokioIo::new(client), upstream),
+        (Err(error), _) => return tracing::debug!(%error, "an upgrade did not come about"),
+        (Ok(_), None) => return tracing::debug!("an upgrade without a connection"),
     };
-    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
     if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut upstream).await {
         tracing::debug!(%error, "a session ended");
     }

@@ -7,14 +7,15 @@ use super::endpoint::endpoint;
 use super::ranking::Found;
 use crate::body::RequestBody;
 use crate::service::Service;
+use crate::upstream::Head;
 use bytes::BytesMut;
-use http::{HeaderName, HeaderValue, Request};
-use http_body_util::BodyExt;
+use http::{HeaderName, HeaderValue};
 use rehome_part::Side;
+use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
 /// Marks what nobody waits for, so that the application's own counts can leave it out.
-const MARK: HeaderName = HeaderName::from_static("rehome-shadow");
+pub(super) const MARK: HeaderName = HeaderName::from_static("rehome-shadow");
 /// How long one look may take.
 const LONGEST: Duration = Duration::from_secs(10);
 /// How often freshness is looked at, while the other side may only be behind.
@@ -25,7 +26,8 @@ const CATCH_UP: Duration = Duration::from_secs(1);
 /// What the client was told, and what it had asked.
 #[derive(Debug)]
 pub(super) struct Pair {
-    pub request: Request<RequestBody>,
+    /// Marked as nobody's.
+    pub head: Head,
     pub first: Answer,
     pub took: Duration,
     pub id: String,
@@ -40,7 +42,7 @@ enum Blind {
 /// Compares one pair and writes down what came of it.
 pub(super) async fn compare(service: &Service, pair: Pair) {
     let owner = service.gate.owner();
-    let endpoint = endpoint(pair.request.method(), pair.request.uri().path());
+    let endpoint = endpoint(&pair.head.parts.method, pair.head.parts.uri.path());
     let looked = looks(service, owner, &pair).await;
     // Who owned the answer must own it still: in between, the sides changed their parts.
     if service.gate.owner() != owner || !service.shadow.is_on() {
@@ -56,7 +58,7 @@ pub(super) async fn compare(service: &Service, pair: Pair) {
 
 async fn looks(service: &Service, owner: Side, pair: &Pair) -> Result<(Places, bool), Missed> {
     let shadow = &service.shadow;
-    let (other, took) = match look(service, owner.other(), &pair.request).await {
+    let (other, took) = match look(service, owner.other(), &pair.head).await {
         Ok(looked) => looked,
         Err(Blind::Large) => return Err(Missed::Large),
         Err(Blind::NoAnswer) => return Ok((no_answer(owner.other()), false)),
@@ -76,7 +78,7 @@ async fn looks(service: &Service, owner: Side, pair: &Pair) -> Result<(Places, b
         return Ok((left, true));
     }
     caught_up(service, asked).await?;
-    let other = match look(service, owner.other(), &pair.request).await {
+    let other = match look(service, owner.other(), &pair.head).await {
         Ok((other, _)) => other,
         Err(Blind::Large) => return Err(Missed::Large),
         Err(Blind::NoAnswer) => return Ok((no_answer(owner.other()), false)),
@@ -92,7 +94,7 @@ fn no_answer(side: Side) -> Places {
 }
 
 async fn look_again(service: &Service, owner: Side, pair: &Pair) -> Result<Answer, Missed> {
-    match look(service, owner, &pair.request).await {
+    match look(service, owner, &pair.head).await {
         Ok((answer, _)) => Ok(answer),
         Err(_) => Err(Missed::Unsure),
     }
@@ -111,45 +113,29 @@ async fn caught_up(service: &Service, moment: u64) -> Result<(), Missed> {
 }
 
 /// One answer of one side with its whole body, and the time to its head.
-async fn look(
-    service: &Service,
-    side: Side,
-    request: &Request<RequestBody>,
-) -> Result<(Answer, Duration), Blind> {
+async fn look(service: &Service, side: Side, head: &Head) -> Result<(Answer, Duration), Blind> {
     let patience = service.plan.upstream_timeout.min(LONGEST);
-    tokio::time::timeout(patience, ask(service, side, request)).await.unwrap_or(Err(Blind::NoAnswer))
+    tokio::time::timeout(patience, ask(service, side, head)).await.unwrap_or(Err(Blind::NoAnswer))
 }
 
-async fn ask(
-    service: &Service,
-    side: Side,
-    request: &Request<RequestBody>,
-) -> Result<(Answer, Duration), Blind> {
-    let mut copy = Request::new(RequestBody::Empty);
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    *copy.version_mut() = request.version();
-    copy.headers_mut().clone_from(request.headers());
-    copy.headers_mut().insert(MARK, HeaderValue::from_static("1"));
+async fn ask(service: &Service, side: Side, head: &Head) -> Result<(Answer, Duration), Blind> {
     let (mut connection, _) = service.side(side).group.take(false).await.map_err(|_| Blind::NoAnswer)?;
     let began = Instant::now();
-    let response = connection.send(copy).await.map_err(|_| Blind::NoAnswer)?;
+    connection.begin(head, RequestBody::Empty);
+    let Some(Ok(mut parts)) = connection.answer(LONGEST, None).await else { return Err(Blind::NoAnswer) };
     let took = began.elapsed();
-    let (mut response, mut body) = (compare::answer_of(&response), response.into_body());
-    let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    let mut whole = BytesMut::from(connection.take_whole().unwrap_or_default());
+    while let Some(frame) = poll_fn(|cx| connection.poll_frame(cx)).await {
         let frame = frame.map_err(|_| Blind::NoAnswer)?;
         if let Some(piece) = frame.data_ref() {
             if whole.len() + piece.len() > compare::LARGEST {
-                connection.cut();
                 return Err(Blind::Large);
             }
             whole.extend_from_slice(piece);
         }
     }
     connection.give_back();
-    // What the gateway takes out of an answer on its way to the client is taken out here, too.
-    crate::headers::prepare_response(&mut response.headers, http::Version::HTTP_11);
-    response.body = whole.freeze();
-    Ok((response, took))
+    // What the gateway changes in an answer on its way to the client is changed here, too.
+    crate::headers::prepare_response(&mut parts.headers, parts.version, &HeaderValue::from_static("-"));
+    Ok((Answer { body: whole.freeze(), ..compare::answer_of(&parts) }, took))
 }

@@ -9,13 +9,13 @@ mod ranking;
 
 pub(crate) use compare::Ignored;
 
-use crate::body::RequestBody;
 use crate::control::ShadowStatus;
 use crate::histogram::Recent;
 use crate::service::Service;
+use crate::upstream::Head;
 use bytes::{Bytes, BytesMut};
 use compare::Answer;
-use http::{HeaderValue, Method, Request, Response, header, request};
+use http::{HeaderValue, Method, header, response};
 use ranking::Ranking;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -116,7 +116,8 @@ impl Shadow {
     }
 
     /// Chooses a share of the reads that are safe to ask twice. `None` for the others, at the price of one load.
-    pub fn choose(&self, parts: &request::Parts, has_body: bool) -> Option<Box<Tap>> {
+    pub fn choose(&self, head: &Head, has_body: bool) -> Option<Box<Tap>> {
+        let parts = &head.parts;
         if !self.is_on() || has_body || !matches!(parts.method, Method::GET | Method::HEAD) {
             return None;
         }
@@ -134,13 +135,10 @@ impl Shadow {
         if conditional.iter().any(|name| parts.headers.contains_key(name)) {
             return None;
         }
-        let mut request = Request::new(RequestBody::Empty);
-        request.method_mut().clone_from(&parts.method);
-        request.uri_mut().clone_from(&parts.uri);
-        *request.version_mut() = parts.version;
-        request.headers_mut().clone_from(&parts.headers);
+        let mut head = Head { parts: parts.clone(), added: head.added.clone() };
+        head.parts.headers.insert(look::MARK, HeaderValue::from_static("1"));
         Some(Box::new(Tap {
-            request,
+            head,
             answer: None,
             took: Duration::ZERO,
             body: BytesMut::new(),
@@ -174,7 +172,7 @@ impl Shadow {
 /// Takes a copy of one answer on its way to the client.
 #[derive(Debug)]
 pub(crate) struct Tap {
-    request: Request<RequestBody>,
+    head: Head,
     answer: Option<Answer>,
     took: Duration,
     body: BytesMut,
@@ -189,8 +187,8 @@ impl Tap {
     }
 
     /// The head as the client gets it.
-    pub fn head<B>(&mut self, response: &Response<B>) {
-        self.answer = Some(compare::answer_of(response));
+    pub fn head(&mut self, answer: &response::Parts) {
+        self.answer = Some(compare::answer_of(answer));
     }
 
     pub fn piece(&mut self, piece: &Bytes) {
@@ -203,7 +201,7 @@ impl Tap {
 
     /// The client has all of it: now the other side is asked.
     pub fn whole(self, service: &Arc<Service>, id: &HeaderValue) {
-        let Self { request, answer, took, body, large, place } = self;
+        let Self { head, answer, took, body, large, place } = self;
         let shadow = &service.shadow;
         let Some(answer) = answer.filter(|_| !large) else {
             return shadow.miss(if large { Missed::Large } else { Missed::Cut });
@@ -212,7 +210,7 @@ impl Tap {
             return shadow.miss(Missed::Cut);
         }
         let pair = look::Pair {
-            request,
+            head,
             first: Answer { body: body.freeze(), ..answer },
             took,
             id: String::from_utf8_lossy(id.as_bytes()).into_owned(),

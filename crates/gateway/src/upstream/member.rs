@@ -1,22 +1,19 @@
 //! One address of a side: its open connections, what is under way on them, and whether it has earned a rest. An idle connection
 //! serves a write only if it is young and its socket shows no sign of an end. Never sends or repeats a request.
 
-use super::dial::{self, Dialed, Dialing, Line};
-use super::{Connection, Kind};
+use super::dial::{self, Dialed, Dialing};
+use super::http1::{Http1, Line};
+use super::{Connection, Http2, Kind};
 use crate::body::RequestBody;
 use crate::config::Upstream;
 use crate::control::UpstreamStatus;
 use hyper::client::conn::http2;
 use rehome_spec::UpstreamHttp;
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// How long a connection that just served a request may need until it takes the next.
-const READY_TIMEOUT: Duration = Duration::from_millis(50);
 const SHARDS: usize = 8;
 /// Idle connections kept per shard.
 const KEPT: usize = 128;
@@ -47,7 +44,7 @@ pub(crate) struct Member {
 /// An HTTP/1.1 connection that waits for a request.
 #[derive(Debug)]
 struct Idle {
-    line: Line,
+    line: Box<Line>,
     since: Instant,
 }
 
@@ -160,7 +157,7 @@ impl Member {
         }
     }
 
-    /// A connection that is ready for a request; `for_write` looks into the socket first. Says how long connecting took, if
+    /// A connection that is ready for a request; `for_write` asks the kernel about it first. Says how long connecting took, if
     /// it was needed.
     ///
     /// # Errors
@@ -170,11 +167,8 @@ impl Member {
             return Ok((connection, None));
         }
         while let Some(mut idle) = self.pop() {
-            let sender = &mut idle.line.sender;
-            let ready = sender.is_ready()
-                || matches!(tokio::time::timeout(READY_TIMEOUT, sender.ready()).await, Ok(Ok(())));
-            if ready && (!for_write || is_silent(&idle.line)) {
-                return Ok((self.connection(Kind::Own(idle.line), true, None), None));
+            if !for_write || idle.line.is_open() {
+                return Ok((self.connection(Kind::Http1(Http1::Whole(idle.line)), true, None), None));
             }
         }
         self.connect().await
@@ -186,15 +180,18 @@ impl Member {
     /// No connection could be made; nothing was sent.
     pub async fn connect(self: &Arc<Self>) -> io::Result<(Connection, Option<Duration>)> {
         let started = Instant::now();
-        let dialed = dial::dial(&self.upstream, &self.dialing).await?;
+        // Boxed: every client's connection has room for the state of a request, and few requests dial.
+        let dialed = Box::pin(dial::dial(&self.upstream, &self.dialing)).await?;
         let took = Some(started.elapsed());
         let sender = match dialed {
-            Dialed::Http1(line) => return Ok((self.connection(Kind::Own(line), false, None), took)),
+            Dialed::Http1(line) => {
+                return Ok((self.connection(Kind::Http1(Http1::Whole(line)), false, None), took));
+            }
             Dialed::Http2(sender) => sender,
         };
         let shared = Shared { sender, streams: Arc::default() };
         let connection =
-            self.connection(Kind::Shared(shared.sender.clone()), false, Some(shared.streams.clone()));
+            self.connection(Kind::Http2(Http2::new(&shared.sender)), false, Some(shared.streams.clone()));
         let mut all = self.shared();
         all.retain(|shared| !shared.sender.is_closed());
         all.push(shared);
@@ -239,7 +236,7 @@ impl Member {
         if least.streams.load(Ordering::Relaxed) >= most && all.len() < SHARED {
             return None;
         }
-        let kind = Kind::Shared(least.sender.clone());
+        let kind = Kind::Http2(Http2::new(&least.sender));
         Some(self.connection(kind, true, Some(least.streams.clone())))
     }
 
@@ -251,18 +248,18 @@ impl Member {
         let first = self.next.load(Ordering::Relaxed);
         (0..SHARDS).find_map(|step| {
             let mut shard = self.shard(first + step);
-            let idle = shard.pop()?;
-            if self.is_usable(&idle) {
+            let mut idle = shard.pop()?;
+            if self.is_usable(&mut idle) {
                 return Some(idle);
             }
             // The youngest is on top: whatever lies below is older still.
-            shard.retain(|other| self.is_usable(other));
+            shard.retain_mut(|other| self.is_usable(other));
             shard.pop()
         })
     }
 
-    fn is_usable(&self, idle: &Idle) -> bool {
-        idle.since.elapsed() < self.idle_limit && !idle.line.sender.is_closed()
+    fn is_usable(&self, idle: &mut Idle) -> bool {
+        idle.since.elapsed() < self.idle_limit && idle.line.seems_open()
     }
 
     fn shard(&self, index: usize) -> MutexGuard<'_, Vec<Idle>> {
@@ -270,8 +267,8 @@ impl Member {
     }
 
     /// Takes back a connection whose last answer was received completely.
-    pub(super) fn keep(&self, line: Line) {
-        if line.sender.is_closed() {
+    pub(super) fn keep(&self, line: Box<Line>) {
+        if !line.is_whole() {
             return;
         }
         let index = self.next.fetch_add(1, Ordering::Relaxed) + 1;
@@ -284,19 +281,10 @@ impl Member {
     /// Closes what idled too long. Called every second or so.
     pub fn sweep(&self) {
         for index in 0..SHARDS {
-            self.shard(index).retain(|idle| self.is_usable(idle));
+            self.shard(index).retain_mut(|idle| self.is_usable(idle));
         }
         self.shared().retain(|shared| !shared.sender.is_closed());
     }
-}
-
-/// Looks into the socket: an end, an error or bytes nobody asked for mean that it is of no use.
-fn is_silent(line: &Line) -> bool {
-    let mut byte = [0_u8; 1];
-    matches!(
-        recv(&line.probe, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT),
-        Err(Errno::AGAIN | Errno::INTR)
-    )
 }
 
 #[cfg(test)]
@@ -310,16 +298,15 @@ mod tests {
         Member::new(upstream, Dialing { http: UpstreamHttp::One, tls: None }, idle_limit)
     }
 
-    /// The runtime of this test has one thread, which stands still while the peer closes: hyper cannot have noticed.
+    /// The runtime of this test has one thread, which stands still while the peer closes: the runtime cannot have noticed.
     #[tokio::test]
     async fn a_write_does_not_trust_a_connection_whose_end_nobody_noticed_yet() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let member = member(&listener, Duration::from_secs(60));
         for for_write in [false, true] {
-            let (mut connection, connecting) = member.connect().await.unwrap();
+            let (connection, connecting) = member.connect().await.unwrap();
             assert!(connecting.is_some());
             let (peer, _) = listener.accept().unwrap();
-            connection.ready().await.unwrap();
             connection.give_back();
             drop(peer);
             let (connection, _) = member.take(for_write).await.unwrap();
@@ -331,9 +318,8 @@ mod tests {
     async fn an_old_connection_is_not_used_again() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let member = member(&listener, Duration::ZERO);
-        let (mut connection, _) = member.connect().await.unwrap();
+        let (connection, _) = member.connect().await.unwrap();
         let _peer = listener.accept().unwrap();
-        connection.ready().await.unwrap();
         connection.give_back();
         assert!(!member.take(false).await.unwrap().0.reused);
         member.sweep();
@@ -344,11 +330,10 @@ mod tests {
     async fn what_is_under_way_is_counted() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let member = member(&listener, Duration::from_secs(60));
-        let (mut first, _) = member.take(false).await.unwrap();
+        let (first, _) = member.take(false).await.unwrap();
         let (second, _) = member.take(false).await.unwrap();
         assert_eq!(member.under_way(), 2);
         drop(second);
-        first.ready().await.unwrap();
         first.give_back();
         assert_eq!(member.under_way(), 0);
         assert!(member.take(false).await.unwrap().0.reused);

@@ -1,0 +1,271 @@
+//! The request's half of an HTTP/1.1 connection: the head in one buffer, the body behind it as it comes, and how many bytes were
+//! handed to the socket, which decides what may be said of a request that failed. Buffers one piece of a body at most.
+
+use crate::body::RequestBody;
+use crate::upstream::Head;
+use crate::upstream::stream::Stream;
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, header};
+use http_body::{Body, Frame};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::AsyncWrite;
+
+/// Pieces up to this size are written in one stroke with what is before them.
+const SMALL: usize = 4 << 10;
+
+/// How the upstream knows where the body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// So many bytes are still to come; 0 also for no body.
+    Length(u64),
+    Chunked,
+}
+
+#[derive(Debug)]
+pub(super) struct Sending {
+    /// Heads, chunk sizes and small pieces, not yet written.
+    plain: BytesMut,
+    /// A large piece behind `plain`, and what closes it.
+    piece: Bytes,
+    tail: BytesMut,
+    /// `None` once all of it is in the buffers.
+    body: Option<RequestBody>,
+    framing: Framing,
+    /// What `Trailer` announced; nothing else may follow a body.
+    trailers: Vec<HeaderName>,
+    /// Was anything taken out of the body?
+    is_touched: bool,
+    /// Bytes of this request that were handed to the socket.
+    sent: u64,
+}
+
+/// Why a request could not be sent to its end.
+#[derive(Debug)]
+pub(super) enum Stopped {
+    /// The socket takes no more. What the upstream said before may still be there to be read.
+    Socket(io::Error),
+    /// The client's body broke off; the request can never be whole.
+    Body(io::Error),
+}
+
+impl Sending {
+    pub fn new() -> Self {
+        Self {
+            plain: BytesMut::new(),
+            piece: Bytes::new(),
+            tail: BytesMut::new(),
+            body: None,
+            framing: Framing::Length(0),
+            trailers: Vec::new(),
+            is_touched: false,
+            sent: 0,
+        }
+    }
+
+    /// Puts a request into the buffers; nothing is written yet.
+    pub fn begin(&mut self, head: &Head, body: RequestBody) {
+        debug_assert!(self.is_done(), "one request at a time");
+        (self.sent, self.is_touched) = (0, false);
+        self.trailers.clear();
+        self.framing = match (body.is_end_stream(), body.size_hint().exact()) {
+            (true, _) => Framing::Length(0),
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) => Framing::Chunked,
+        };
+        self.write_head(head, body.is_end_stream());
+        self.body = (!body.is_end_stream()).then_some(body);
+    }
+
+    /// The length that is written is always the body's own: what is announced and what follows cannot differ.
+    fn write_head(&mut self, Head { parts, added }: &Head, is_empty: bool) {
+        let head = &mut self.plain;
+        head.clear();
+        head.reserve(1024);
+        let target = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        for piece in [parts.method.as_str(), " ", target, " HTTP/1.1\r\n"] {
+            head.extend_from_slice(piece.as_bytes());
+        }
+        let mut says_length = false;
+        for (name, value) in &parts.headers {
+            if *name == header::CONTENT_LENGTH {
+                says_length = true;
+            } else if *name != header::TRANSFER_ENCODING {
+                put_line(head, name.as_str(), value.as_bytes());
+            }
+        }
+        for (name, value) in added {
+            put_line(head, name.as_str(), value.as_bytes());
+        }
+        match self.framing {
+            Framing::Length(0) if is_empty && !says_length => {}
+            Framing::Length(length) => put_line(head, "content-length", length.to_string().as_bytes()),
+            Framing::Chunked => {
+                put_line(head, "transfer-encoding", b"chunked");
+                self.trailers.extend(announced(&parts.headers));
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+    }
+
+    /// Was the whole request handed to the socket?
+    pub fn is_done(&self) -> bool {
+        self.body.is_none() && self.is_empty()
+    }
+
+    fn is_empty(&self) -> bool {
+        // A tail without a piece is part of `plain`.
+        self.plain.is_empty() && self.piece.is_empty()
+    }
+
+    /// Can any byte of this request have left?
+    pub fn may_have_left(&self) -> bool {
+        self.sent != 0
+    }
+
+    /// The body, if the request can be sent as a whole once more: not a byte of it left, and nothing was taken out of it.
+    pub fn take_back(&mut self) -> Option<RequestBody> {
+        if self.may_have_left() || self.is_touched {
+            return None;
+        }
+        Some(self.body.take().unwrap_or(RequestBody::Empty))
+    }
+
+    /// Writes as much as can be written. Ready when all is.
+    pub fn poll(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
+        loop {
+            // A large piece is written before the next is asked for: the client feels the upstream's pace.
+            if self.piece.is_empty() && self.plain.len() < SMALL {
+                self.poll_body(cx).map_err(Stopped::Body)?;
+            }
+            if self.is_empty() {
+                if self.body.is_some() {
+                    return Poll::Pending;
+                }
+                // TLS may keep what it was given until it is told.
+                return Pin::new(stream).poll_flush(cx).map_err(Stopped::Socket);
+            }
+            let written = match self.piece.is_empty() {
+                true => Pin::new(&mut *stream).poll_write(cx, &self.plain),
+                false => {
+                    let all = [&self.plain[..], &self.piece, &self.tail].map(IoSlice::new);
+                    Pin::new(&mut *stream).poll_write_vectored(cx, &all)
+                }
+            };
+            match ready!(written) {
+                Ok(0) => return Poll::Ready(Err(Stopped::Socket(io::ErrorKind::WriteZero.into()))),
+                Ok(bytes) => self.advance(bytes),
+                Err(error) => return Poll::Ready(Err(Stopped::Socket(error))),
+            }
+        }
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+        let plain = bytes.min(self.plain.len());
+        self.plain.advance(plain);
+        let piece = (bytes - plain).min(self.piece.len());
+        self.piece.advance(piece);
+        self.tail.advance(bytes - plain - piece);
+        if self.piece.is_empty() {
+            self.plain.extend_from_slice(&std::mem::take(&mut self.tail));
+        }
+    }
+
+    /// Takes the next pieces out of the body, until one is large or there is none.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while self.piece.is_empty() && self.plain.len() < SMALL {
+            let Some(body) = &mut self.body else { return Ok(()) };
+            let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else { return Ok(()) };
+            self.is_touched = true;
+            match frame {
+                Some(Ok(frame)) => self.put(frame)?,
+                Some(Err(error)) => return Err(io::Error::other(error)),
+                None => self.end(&HeaderMap::new())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, frame: Frame<Bytes>) -> io::Result<()> {
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => return self.end(&frame.into_trailers().unwrap_or_default()),
+        };
+        if data.is_empty() {
+            return Ok(());
+        }
+        match &mut self.framing {
+            Framing::Length(left) => {
+                let rest = left.checked_sub(data.len() as u64);
+                *left = rest.ok_or_else(|| io::Error::other("the body is longer than it said"))?;
+            }
+            Framing::Chunked => {
+                self.plain.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+            }
+        }
+        let is_last = self.body.as_ref().is_some_and(Body::is_end_stream);
+        match data.len() < SMALL {
+            true => self.plain.extend_from_slice(&data),
+            false => self.piece = data,
+        }
+        if self.framing == Framing::Chunked {
+            self.append(b"\r\n");
+        }
+        if is_last { self.end(&HeaderMap::new()) } else { Ok(()) }
+    }
+
+    fn end(&mut self, trailers: &HeaderMap) -> io::Result<()> {
+        self.body = None;
+        match self.framing {
+            Framing::Length(0) => Ok(()),
+            Framing::Length(_) => Err(io::Error::other("the body is shorter than it said")),
+            Framing::Chunked => {
+                let mut last = BytesMut::from(&b"0\r\n"[..]);
+                for (name, value) in trailers {
+                    if self.trailers.contains(name) && may_trail(name) {
+                        put_line(&mut last, name.as_str(), value.as_bytes());
+                    }
+                }
+                last.extend_from_slice(b"\r\n");
+                self.append(&last);
+                Ok(())
+            }
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        let last = if self.piece.is_empty() { &mut self.plain } else { &mut self.tail };
+        last.extend_from_slice(bytes);
+    }
+}
+
+fn put_line(head: &mut BytesMut, name: &str, value: &[u8]) {
+    for piece in [name.as_bytes(), b": ", value, b"\r\n"] {
+        head.extend_from_slice(piece);
+    }
+}
+
+fn announced(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    crate::headers::tokens(headers, &header::TRAILER).filter_map(|name| name.parse().ok())
+}
+
+/// What frames, routes, authenticates or describes the body is not for trailers (RFC 9110 section 6.5.1).
+fn may_trail(name: &HeaderName) -> bool {
+    !matches!(
+        *name,
+        header::AUTHORIZATION
+            | header::CACHE_CONTROL
+            | header::CONTENT_ENCODING
+            | header::CONTENT_LENGTH
+            | header::CONTENT_RANGE
+            | header::CONTENT_TYPE
+            | header::HOST
+            | header::MAX_FORWARDS
+            | header::SET_COOKIE
+            | header::TRAILER
+            | header::TRANSFER_ENCODING
+            | header::TE
+    )
+}
