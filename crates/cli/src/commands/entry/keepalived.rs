@@ -207,8 +207,8 @@ impl PairArgs {
 /// The check runs every second on every node: before a runtime, a state folder or an audit line is needed.
 pub fn at_once(command: &Command, printer: &Printer) -> Option<Exit> {
     let Command::Entry(entry) = command else { return None };
-    let Driver::Keepalived(KeepalivedArgs { verb }) = &entry.driver else { return None };
-    let Verb::Check(args) = verb else { return None };
+    let Driver::Keepalived(keepalived) = &entry.driver else { return None };
+    let Verb::Check(args) = &keepalived.verb else { return None };
     Some(match answers(args.address) {
         Ok(()) => Exit::Done,
         Err(dead) => {

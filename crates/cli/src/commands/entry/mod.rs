@@ -25,8 +25,8 @@ pub struct EntryArgs {
 pub enum Driver {
     Dns(Box<dns::DnsArgs>),
     Haproxy(Box<haproxy::HaproxyArgs>),
+    Keepalived(Box<keepalived::KeepalivedArgs>),
     Nginx(Box<nginx::NginxArgs>),
-    Keepalived(keepalived::KeepalivedArgs),
 }
 
 pub async fn run(context: &Context<'_>, args: &EntryArgs) -> Result<Exit, CliError> {
