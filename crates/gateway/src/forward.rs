@@ -86,13 +86,14 @@ pub(crate) async fn serve(
     let (body, progress) = RequestBody::passing(body, || body_limits(&exchange.service, &parts));
     address_upstream(&exchange.service, &mut parts, &exchange.path);
     exchange.progress = progress;
+    let mut head = Head { parts, added };
     match class {
-        Class::Read => read(exchange, Head { parts, added }, body).await,
+        Class::Read => read(exchange, &head, body).await,
         Class::Write | Class::Session => {
             if let Some(wanted) = &upgrade {
-                wanted.restore(&mut parts);
+                wanted.restore(&mut head.parts);
             }
-            write(exchange, Head { parts, added }, body, waiting_bytes, upgrade).await
+            write(exchange, &head, body, waiting_bytes, upgrade).await
         }
     }
 }
@@ -159,7 +160,7 @@ fn head_bytes<B>(request: &Request<B>) -> u64 {
 }
 
 /// A read: to the side its client belongs to; what cannot connect there goes to the owner.
-async fn read(mut exchange: Exchange, head: Head, body: RequestBody) -> Response<ResponseBody> {
+async fn read(mut exchange: Exchange, head: &Head, body: RequestBody) -> Response<ResponseBody> {
     let service = exchange.service.clone();
     let mut side = service.side_of_read(exchange.client, exchange.address);
     let repeatable = headers::is_repeatable(&head.parts.method) && body.is_end_stream();
@@ -209,7 +210,7 @@ async fn read(mut exchange: Exchange, head: Head, body: RequestBody) -> Response
         let Some(this) = this else {
             return refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown);
         };
-        match send_read(&mut exchange, side, connection, &head, this).await {
+        match send_read(&mut exchange, side, connection, head, this).await {
             Ok(answer) => return respond(exchange, answer),
             Err(Failure::TimedOut) => {
                 exchange.side_failed(side);
@@ -289,7 +290,7 @@ async fn send_read(
 /// A write or a session: through the gate, to the owner, once.
 async fn write(
     mut exchange: Exchange,
-    head: Head,
+    head: &Head,
     mut body: RequestBody,
     waiting_bytes: u64,
     upgrade: Option<session::Wanted>,
@@ -320,9 +321,9 @@ async fn write(
     };
     if service.sabotage.release_twice && exchange.ticket.as_ref().is_some_and(|ticket| ticket.held.is_some())
     {
-        body = Box::pin(crate::sabotage::send_once_more(&service, side, &head, body)).await;
+        body = Box::pin(crate::sabotage::send_once_more(&service, side, head, body)).await;
     }
-    send_write(exchange, side, connection, &head, body, upgrade).await
+    send_write(exchange, side, connection, head, body, upgrade).await
 }
 
 fn side_of_write(exchange: &Exchange) -> Side {

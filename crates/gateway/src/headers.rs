@@ -143,7 +143,7 @@ pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
 }
 
 /// What a request's head gets besides the client's own headers, in front of none of which it has another line of the same name.
-pub(crate) type Added = Vec<(HeaderName, HeaderValue)>;
+pub(crate) type Added = Vec<(&'static str, HeaderValue)>;
 
 /// Turns the headers of a client's request into those for the upstream: takes what is not for it out of `headers`, and returns
 /// what is new. `seen` is what there was; `id` is a new one, if the client's own cannot be used.
@@ -160,7 +160,7 @@ pub(crate) fn prepare_request(
         if seen.any(Seen::REQUEST_ID) {
             headers.remove(REQUEST_ID);
         }
-        added.push((REQUEST_ID, id));
+        added.push(("x-request-id", id));
     }
     let trailers = seen.any(Seen::TE)
         && tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
@@ -170,7 +170,7 @@ pub(crate) fn prepare_request(
         headers.remove(header::EXPECT);
     }
     if trailers {
-        added.push((header::TE, HeaderValue::from_static("trailers")));
+        added.push(("te", HeaderValue::from_static("trailers")));
     }
     if let Some(host) = host {
         headers.insert(header::HOST, host);
@@ -181,7 +181,7 @@ pub(crate) fn prepare_request(
     }
     match (seen.any(Seen::VIA), via(version)) {
         (true, via) => add_to_list(headers, &header::VIA, &via),
-        (false, via) => added.push((header::VIA, via)),
+        (false, via) => added.push(("via", via)),
     }
     added
 }
@@ -207,10 +207,10 @@ fn say_origin(headers: &mut HeaderMap, seen: Seen, origin: &Origin, added: &mut 
         headers.remove(FORWARDED);
     }
     if let Some(host) = headers.get(header::HOST) {
-        added.push((FORWARDED_HOST, host.clone()));
+        added.push(("x-forwarded-host", host.clone()));
     }
-    added.push((FORWARDED_PROTO, scheme));
-    added.push((FORWARDED_FOR, origin.peer.shown.clone()));
+    added.push(("x-forwarded-proto", scheme));
+    added.push(("x-forwarded-for", origin.peer.shown.clone()));
 }
 
 /// Turns the headers of an upstream's answer into those for the client.
@@ -345,12 +345,22 @@ pub(crate) fn random_id() -> HeaderValue {
 /// Thirty-two digits; formatting them takes as long as parsing the head they go into.
 fn hexadecimal(number: u128) -> [u8; 32] {
     let mut text = [0; 32];
-    for (index, pair) in text.chunks_exact_mut(2).enumerate() {
-        let byte = number.to_be_bytes()[index];
-        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    for (pair, byte) in text.chunks_exact_mut(2).zip(number.to_be_bytes()) {
+        pair.copy_from_slice(&PAIRS[usize::from(byte)]);
     }
     text
 }
+
+/// The two digits of every byte.
+const PAIRS: [[u8; 2]; 256] = {
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
 
 /// Methods that a proxy may send again after a connection failed.
 pub(crate) fn is_repeatable(method: &Method) -> bool {
@@ -398,7 +408,7 @@ mod tests {
     fn prepare(headers: &mut HeaderMap, version: Version, origin: &Origin) {
         let seen = Seen::of(headers);
         for (name, value) in prepare_request(headers, seen, version, origin, None, None) {
-            assert!(!headers.contains_key(&name), "{name} has another line");
+            assert!(!headers.contains_key(name), "{name} has another line");
             headers.append(name, value);
         }
     }

@@ -83,7 +83,9 @@ impl Http2 {
 
     fn begin(&mut self, head: &Head, body: RequestBody) {
         let mut request = Request::from_parts(head.parts.clone(), body);
-        request.headers_mut().extend(head.added.iter().cloned());
+        for (name, value) in &head.added {
+            request.headers_mut().append(*name, value.clone());
+        }
         self.asking = Some(Box::pin(self.sender.try_send_request(request)));
     }
 

@@ -261,3 +261,38 @@ async fn grpc_calls_wait_and_reach_the_new_owner() {
     assert_eq!(client.line().await, "target placed second");
     assert_eq!(client.line().await, "target second 0, target second 1, target second 2");
 }
+
+/// A page in a real browser writes, reads and listens to events while writes are held: the read is answered at once by the owner, the
+/// write and the event stream by the new one, and the page knows nothing of it.
+#[tokio::test]
+async fn a_browser_comes_through_a_hold_unharmed() {
+    let Some(browser) = tool("chromium-headless-shell") else { return };
+    let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
+    let gateway = held_between(&source.url(), &target.url()).await;
+    let profile = tempfile::tempdir().unwrap();
+    let child = Command::new(browser)
+        .args([
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-proxy-server",
+            "--disable-background-networking",
+            "--dump-dom",
+        ])
+        .args(["--virtual-time-budget=60000", "--timeout=60000"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("http://{}/page", gateway.address))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    gateway.waiting(2).await;
+    eventually("the read did not wait", || async { source.paths("GET").contains(&"/orders".to_owned()) })
+        .await;
+    gateway.settle(2, Side::Target).await;
+    let shown = within("the browser's end", child.wait_with_output()).await.unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("200 source; 200 target; 1"), "{shown}");
+    assert_eq!((source.count("POST"), target.count("POST")), (0, 1));
+}

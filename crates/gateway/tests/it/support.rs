@@ -62,7 +62,8 @@ pub struct Seen {
 }
 
 /// A side of a service. Paths: `/wait…` answers when [`Upstream::let_go`] allows it, `/events` streams without end,
-/// `/upgrade` switches to an echo, `/trailers` ends with trailers, `/login` sets a cookie, everything else answers at once.
+/// `/upgrade` switches to an echo, `/trailers` ends with trailers, `/login` sets a cookie, `/page` is one for browsers,
+/// everything else answers at once.
 pub struct Upstream {
     pub address: SocketAddr,
     pub seen: Arc<Mutex<Vec<Seen>>>,
@@ -135,6 +136,18 @@ impl Upstream {
     }
 }
 
+/// Writes and reads as a page does, and says what it was told.
+const PAGE: &str = r#"<!doctype html><title>orders</title><body><script>
+const told = answer => answer.text().then(text => `${answer.status} ${text}`);
+const write = fetch("/orders", { method: "POST", body: "one" }).then(told);
+const read = fetch("/orders").then(told);
+const events = new Promise(done => {
+  const source = new EventSource("/events");
+  source.onmessage = event => { done(event.data); source.close(); };
+});
+Promise.all([read, write, events]).then(all => { document.body.textContent = all.join("; "); });
+</script>"#;
+
 type Shared = (Arc<Mutex<Vec<Seen>>>, Arc<Semaphore>);
 
 async fn answer(
@@ -178,6 +191,7 @@ async fn answer(
             let stream = futures::stream::iter(frames);
             response.header("trailer", "x-sum").body(BodyExt::boxed(StreamBody::new(stream)))
         }
+        ("/page", _) => response.header("content-type", "text/html").body(whole(PAGE)),
         ("/login", _) => response.header("set-cookie", "sid=new").body(whole(name)),
         ("/broken", _) => response.status(500).body(whole(name)),
         ("/large", _) => response.body(Full::new(Bytes::from(vec![b'x'; 3 << 20])).boxed()),

@@ -96,7 +96,7 @@ impl Sending {
             }
         }
         for (name, value) in added {
-            put_line(head, name.as_str(), value.as_bytes());
+            put_line(head, name, value.as_bytes());
         }
         match self.framing {
             Framing::Length(0) if is_empty && !says_length => {}

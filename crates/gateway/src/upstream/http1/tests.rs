@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::upstream::Head;
-use http::{Request, header};
+use http::{HeaderValue, Request};
 use std::future::poll_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,7 +18,7 @@ fn head(method: &str, lines: &[(&'static str, &'static str)]) -> Head {
     for (name, value) in lines {
         request = request.header(*name, *value);
     }
-    let added = vec![(header::VIA, header::HeaderValue::from_static("1.1 rehome"))];
+    let added = vec![("via", HeaderValue::from_static("1.1 rehome"))];
     Head { parts: request.body(()).unwrap().into_parts().0, added }
 }
 
