@@ -29,12 +29,40 @@ const BODY_BUFFER: u64 = 64 << 10;
 /// How often a read is sent again to the same side.
 const REPEATS: u32 = 2;
 
-/// Answers one request.
-pub(crate) async fn serve(
-    service: Arc<Service>,
-    origin: Origin,
-    mut request: Request<Incoming>,
-) -> Response<ResponseBody> {
+/// Answers one request that was looked at.
+pub(crate) async fn serve(next: Next) -> Response<ResponseBody> {
+    match next {
+        Next::Answer(response) => *response,
+        Next::Forward(asked) if asked.exchange.class == Class::Read => read(asked).await,
+        // Boxed: a connection keeps room for what its future may hold, also while it idles.
+        Next::Forward(asked) => Box::pin(write(asked)).await,
+    }
+}
+
+/// What becomes of a request. Small, because futures are moved with all they hold.
+pub(crate) enum Next {
+    Forward(Box<Asked>),
+    Answer(Box<Response<ResponseBody>>),
+}
+
+impl Next {
+    pub fn answer(response: Response<ResponseBody>) -> Self {
+        Self::Answer(Box::new(response))
+    }
+}
+
+/// A request that may be forwarded.
+pub(crate) struct Asked {
+    exchange: Exchange,
+    head: Head,
+    /// `None` once it was handed over.
+    body: Option<RequestBody>,
+    waiting_bytes: u64,
+    upgrade: Option<session::Wanted>,
+}
+
+/// Looks at a request, and makes of it what an upstream gets.
+pub(crate) fn look_at(service: Arc<Service>, origin: Origin, mut request: Request<Incoming>) -> Next {
     let seen = Seen::of(request.headers());
     let class = classify(&service, &request, seen);
     let address = ClientId::of_address(origin.client);
@@ -51,7 +79,7 @@ pub(crate) async fn serve(
         if request.version() <= Version::HTTP_11 {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        return response;
+        return Next::answer(response);
     }
     if exchange.service.plan.max_body.is_some_and(|largest| request.body().size_hint().lower() > largest) {
         exchange.service.entrance.turn_away(Reason::BodySize);
@@ -59,16 +87,12 @@ pub(crate) async fn serve(
         if request.version() == Version::HTTP_2 {
             limits::keep_a_moment(&exchange.service, request.into_body());
         }
-        return refuse(exchange, status, text, Outcome::NotSent);
+        return Next::answer(refuse(exchange, status, text, Outcome::NotSent));
     }
     let upgrade = session::Wanted::of(&mut request, seen);
     if upgrade.is_none() && *request.method() == Method::CONNECT {
-        return refuse(
-            exchange,
-            StatusCode::METHOD_NOT_ALLOWED,
-            "CONNECT is not offered here\n",
-            Outcome::NotSent,
-        );
+        let text = "CONNECT is not offered here\n";
+        return Next::answer(refuse(exchange, StatusCode::METHOD_NOT_ALLOWED, text, Outcome::NotSent));
     }
     let body_bytes = request.body().size_hint().upper().unwrap_or(BODY_BUFFER).min(BODY_BUFFER);
     let waiting_bytes = head_bytes + body_bytes;
@@ -81,21 +105,16 @@ pub(crate) async fn serve(
     let added = headers::prepare_request(&mut parts.headers, seen, parts.version, &origin, host, new_id);
     if upgrade.is_some() && exchange.service.plan.dialing.http == UpstreamHttp::Two {
         let text = "this service is spoken to with HTTP/2, which has no upgrades\n";
-        return refuse(exchange, StatusCode::NOT_IMPLEMENTED, text, Outcome::NotSent);
+        return Next::answer(refuse(exchange, StatusCode::NOT_IMPLEMENTED, text, Outcome::NotSent));
     }
     let (body, progress) = RequestBody::passing(body, || body_limits(&exchange.service, &parts));
     address_upstream(&exchange.service, &mut parts, &exchange.path);
     exchange.progress = progress;
-    let mut head = Head { parts, added };
-    match class {
-        Class::Read => read(exchange, &head, body).await,
-        Class::Write | Class::Session => {
-            if let Some(wanted) = &upgrade {
-                wanted.restore(&mut head.parts);
-            }
-            write(exchange, &head, body, waiting_bytes, upgrade).await
-        }
+    if let Some(wanted) = &upgrade {
+        wanted.restore(&mut parts);
     }
+    let head = Head { parts, added };
+    Next::Forward(Box::new(Asked { exchange, head, body: Some(body), waiting_bytes, upgrade }))
 }
 
 /// What an HTTP/1.0 client left out and HTTP/1.1 wants.
@@ -160,14 +179,14 @@ fn head_bytes<B>(request: &Request<B>) -> u64 {
 }
 
 /// A read: to the side its client belongs to; what cannot connect there goes to the owner.
-async fn read(mut exchange: Exchange, head: &Head, body: RequestBody) -> Response<ResponseBody> {
-    let service = exchange.service.clone();
-    let mut side = service.side_of_read(exchange.client, exchange.address);
-    let repeatable = headers::is_repeatable(&head.parts.method) && body.is_end_stream();
+async fn read(mut asked: Box<Asked>) -> Response<ResponseBody> {
+    let service = asked.exchange.service.clone();
+    let mut side = service.side_of_read(asked.exchange.client, asked.exchange.address);
+    let is_empty = asked.body.as_ref().is_none_or(Body::is_end_stream);
+    let repeatable = headers::is_repeatable(&asked.head.parts.method) && is_empty;
     if side == service.gate.owner() {
-        exchange.tap = service.shadow.choose(&head, !body.is_end_stream());
+        asked.exchange.tap = service.shadow.choose(&asked.head, !is_empty);
     }
-    let mut body = Some(body);
     let mut fresh: Option<Arc<Member>> = None;
     let mut repeats = 0;
     service.budget.earn();
@@ -181,17 +200,13 @@ async fn read(mut exchange: Exchange, head: &Head, body: RequestBody) -> Respons
             Ok(taken) => taken,
             Err(error) => {
                 tracing::debug!(%error, %side, "cannot connect");
-                exchange.side_failed(side);
+                asked.exchange.side_failed(side);
                 if side != service.gate.owner() {
                     (side, fresh) = (service.gate.owner(), None);
                     continue;
                 }
-                return refuse(
-                    exchange,
-                    StatusCode::BAD_GATEWAY,
-                    "the service cannot be reached\n",
-                    Outcome::NotSent,
-                );
+                let text = "the service cannot be reached\n";
+                return refuse(asked.exchange, StatusCode::BAD_GATEWAY, text, Outcome::NotSent);
             }
         };
         if let Some(took) = connecting {
@@ -206,30 +221,25 @@ async fn read(mut exchange: Exchange, head: &Head, body: RequestBody) -> Respons
             (false, false) => None,
         };
         let again = again.filter(|_| repeatable);
-        let this = if again.is_some() { Some(RequestBody::Empty) } else { body.take() };
-        let Some(this) = this else {
-            return refuse(exchange, StatusCode::BAD_GATEWAY, "the service broke off\n", Outcome::Unknown);
-        };
-        match send_read(&mut exchange, side, connection, head, this).await {
-            Ok(answer) => return respond(exchange, answer),
+        if repeatable {
+            asked.body = Some(RequestBody::Empty);
+        }
+        match send_read(&mut asked, side, connection).await {
+            Ok(answer) => return respond(asked.exchange, answer),
             Err(Failure::TimedOut) => {
-                exchange.side_failed(side);
-                return refuse(
-                    exchange,
-                    StatusCode::GATEWAY_TIMEOUT,
-                    "the service did not answer\n",
-                    Outcome::Unknown,
-                );
+                asked.exchange.side_failed(side);
+                let text = "the service did not answer\n";
+                return refuse(asked.exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown);
             }
             Err(Failure::Broken) => match again {
                 Some(next) if service.may_repeat() => {
                     (side, fresh) = next;
                     repeats += 1;
                 }
-                _ => return broken_read(exchange, side),
+                _ => return broken_read(asked.exchange, side),
             },
         }
-        exchange.side_failed(side);
+        asked.exchange.side_failed(side);
     }
 }
 
@@ -248,16 +258,16 @@ enum Failure {
 }
 
 async fn send_read(
-    exchange: &mut Exchange,
+    asked: &mut Asked,
     side: Side,
     mut connection: Connection,
-    head: &Head,
-    body: RequestBody,
 ) -> Result<response::Parts, Failure> {
+    let Some(body) = asked.body.take() else { return Err(Failure::Broken) };
+    let exchange = &mut asked.exchange;
     exchange.sending(side);
     let sent_at = Instant::now();
     let timeout = exchange.service.plan.upstream_timeout;
-    connection.begin(head, body);
+    connection.begin(&asked.head, body);
     match connection.answer(timeout, exchange.progress.as_ref()).await {
         Some(Ok(answer)) if is_upgrade(answer.status) => {
             tracing::debug!(%side, "an upgrade that nobody asked for");
@@ -288,21 +298,16 @@ async fn send_read(
 }
 
 /// A write or a session: through the gate, to the owner, once.
-async fn write(
-    mut exchange: Exchange,
-    head: &Head,
-    mut body: RequestBody,
-    waiting_bytes: u64,
-    upgrade: Option<session::Wanted>,
-) -> Response<ResponseBody> {
-    let service = exchange.service.clone();
+async fn write(mut asked: Box<Asked>) -> Response<ResponseBody> {
+    let service = asked.exchange.service.clone();
     let (side, connection) = loop {
+        let exchange = &mut asked.exchange;
         let label = Label { method: exchange.method.clone(), path: exchange.path.clone() };
-        match service.gate.enter(label, waiting_bytes).await {
+        match service.gate.enter(label, asked.waiting_bytes).await {
             Ok(ticket) => exchange.admitted(ticket),
-            Err(full) => return full_response(exchange, full),
+            Err(full) => return full_response(asked.exchange, full),
         }
-        let side = side_of_write(&exchange);
+        let side = side_of_write(exchange);
         let taken = service.side(side).group.take(true).await;
         if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) {
             // The lease ended while a connection was made; nothing was sent, so it waits like the others.
@@ -316,14 +321,17 @@ async fn write(
                 }
                 break (side, connection);
             }
-            Err(error) => return unreachable_write(exchange, side, &error),
+            Err(error) => return unreachable_write(asked.exchange, side, &error),
         }
     };
-    if service.sabotage.release_twice && exchange.ticket.as_ref().is_some_and(|ticket| ticket.held.is_some())
+    let was_held = asked.exchange.ticket.as_ref().is_some_and(|ticket| ticket.held.is_some());
+    if service.sabotage.release_twice
+        && was_held
+        && let Some(body) = asked.body.take()
     {
-        body = Box::pin(crate::sabotage::send_once_more(&service, side, head, body)).await;
+        asked.body = Some(Box::pin(crate::sabotage::send_once_more(&service, side, &asked.head, body)).await);
     }
-    send_write(exchange, side, connection, head, body, upgrade).await
+    send_write(asked, side, connection).await
 }
 
 fn side_of_write(exchange: &Exchange) -> Side {
@@ -338,33 +346,30 @@ fn side_of_write(exchange: &Exchange) -> Side {
     ticket.owner
 }
 
-async fn send_write(
-    mut exchange: Exchange,
-    side: Side,
-    mut connection: Connection,
-    head: &Head,
-    mut body: RequestBody,
-    upgrade: Option<session::Wanted>,
-) -> Response<ResponseBody> {
-    exchange.sending(side);
+async fn send_write(mut asked: Box<Asked>, side: Side, mut connection: Connection) -> Response<ResponseBody> {
+    asked.exchange.sending(side);
     loop {
         let sent_at = Instant::now();
-        connection.begin(head, body);
-        exchange.connection = Some(connection);
-        let mut following = Following(Some(exchange));
+        // Handed over once, and here again only when not a byte of it left.
+        let Some(body) = asked.body.take() else { return internal() };
+        connection.begin(&asked.head, body);
+        asked.exchange.connection = Some(connection);
+        let mut following = Following(Some(asked));
         let answer = following.answer().await;
         let Some(back) = following.0.take() else { return internal() };
-        exchange = back;
+        asked = back;
+        let exchange = &mut asked.exchange;
         match answer {
             // To pass it on would end HTTP on a connection whose client goes on with it.
-            Some(Ok(answer)) if upgrade.is_none() && is_upgrade(answer.status) => {
+            Some(Ok(answer)) if asked.upgrade.is_none() && is_upgrade(answer.status) => {
                 exchange.side_failed(side);
                 let text = "the service changed the protocol unasked; whether it did the work is not known\n";
-                return refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown);
+                return refuse(asked.exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown);
             }
             Some(Ok(answer)) => {
                 let sets_cookie = answer.headers.contains_key(header::SET_COOKIE);
                 exchange.answered(answer.status, sent_at.elapsed(), sets_cookie);
+                let Asked { exchange, upgrade, .. } = *asked;
                 return match upgrade {
                     Some(wanted) if is_upgrade(answer.status) => session::begin(exchange, wanted, answer),
                     _ => respond(exchange, answer),
@@ -373,21 +378,22 @@ async fn send_write(
             Some(Err(Failed { unsent: Some(unsent), error, .. })) => {
                 tracing::debug!(%error, %side, "a write could not be begun");
                 // The connection had ended before it took a byte of the request, so a fresh one may.
-                match fresh_for(&exchange, side).await {
+                match fresh_for(exchange, side).await {
                     Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
                         let text = "the gateway lost its lease; nothing was sent, please try again\n";
-                        return refuse(exchange, StatusCode::SERVICE_UNAVAILABLE, text, Outcome::NotSent);
+                        let status = StatusCode::SERVICE_UNAVAILABLE;
+                        return refuse(asked.exchange, status, text, Outcome::NotSent);
                     }
-                    Ok((fresh, _)) => (body, connection) = (*unsent, fresh),
-                    Err(error) => return unreachable_write(exchange, side, &error),
+                    Ok((fresh, _)) => (asked.body, connection) = (Some(*unsent), fresh),
+                    Err(error) => return unreachable_write(asked.exchange, side, &error),
                 }
             }
-            Some(Err(failed)) => return broken_write(exchange, side, &failed),
+            Some(Err(failed)) => return broken_write(asked.exchange, side, &failed),
             None => {
                 exchange.side_failed(side);
                 exchange.upstream_failed();
                 let text = "the service did not answer in time; whether it did the work is not known\n";
-                return refuse(exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown);
+                return refuse(asked.exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown);
             }
         }
     }
@@ -409,17 +415,18 @@ fn is_upgrade(status: StatusCode) -> bool {
 
 /// Keeps a write's answer awaited when the client goes away: the upstream works on it all the same, and until it answered
 /// (or its time is over) the write is in flight.
-struct Following(Option<Exchange>);
+struct Following(Option<Box<Asked>>);
 
 impl Following {
     async fn answer(&mut self) -> Option<Result<response::Parts, Failed>> {
-        self.0.as_mut()?.answer().await
+        self.0.as_mut()?.exchange.answer().await
     }
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        let Some(mut exchange) = self.0.take() else { return };
+        let Some(asked) = self.0.take() else { return };
+        let mut exchange = asked.exchange;
         if tokio::runtime::Handle::try_current().is_err() {
             return;
         }

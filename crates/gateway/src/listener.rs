@@ -5,7 +5,7 @@ use crate::access_log::Entry;
 use crate::alarm::AlarmClock;
 use crate::body::ResponseBody;
 use crate::config::GatewayError;
-use crate::forward;
+use crate::forward::{self, Next};
 use crate::framing::Watched;
 use crate::headers::{self, Seen};
 use crate::limits::{Entrance, Linger, Paced, Patience, PerClient, Place, Reason};
@@ -15,6 +15,7 @@ use crate::route::{NoRoute, Routes};
 use crate::server::{Life, MAX_HEAD};
 use crate::service::Service;
 use crate::tls::{self, Certificates};
+use futures::future::{BoxFuture, FutureExt};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -23,7 +24,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -152,12 +152,12 @@ impl Listener {
         error.into()
     }
 
-    /// Answers one request, by the service that it is for.
-    async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
+    /// Looks at one request for the service that it is for.
+    fn look_at(&self, peer: &Peer, request: Request<Incoming>) -> Next {
         let origin = Origin::of(peer.clone(), &self.trusted, request.headers());
         match self.routes.find(&request) {
-            Ok(service) => forward::serve(service.clone(), origin, request).await,
-            Err(none) => self.nobody(none, origin, request),
+            Ok(service) => forward::look_at(service.clone(), origin, request),
+            Err(none) => Next::answer(self.nobody(none, origin, request)),
         }
     }
 
@@ -298,7 +298,8 @@ async fn client(
         return visit(linger).serve(stream, is_http2).await;
     };
     let (stream, linger) = pace(stream);
-    let handshake = tokio::time::timeout(listener.patience.handshake, acceptor.accept(stream));
+    // Boxed, so that a connection does not carry its handshake for ever.
+    let handshake = Box::pin(tokio::time::timeout(listener.patience.handshake, acceptor.accept(stream)));
     let stream = tokio::select! {
         handshake = handshake => match handshake {
             Ok(Ok(stream)) => stream,
@@ -340,19 +341,19 @@ struct Visit<'a> {
     life: &'a Life,
 }
 
-impl Visit<'_> {
-    async fn serve<S>(self, stream: S, is_http2: bool) -> Result<(), Trouble>
+impl<'a> Visit<'a> {
+    /// Boxed, and made where it stays: a connection carries neither the machinery of the other protocol nor its own twice.
+    fn serve<S>(self, stream: S, is_http2: bool) -> BoxFuture<'a, Result<(), Trouble>>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        // Boxed, so that a connection does not carry the machinery of the other protocol.
         match is_http2 {
-            true => Box::pin(self.http2(stream)).await,
-            false => Box::pin(self.http1(stream)).await,
+            true => self.http2(stream).boxed(),
+            false => self.http1(stream).boxed(),
         }
     }
 
-    async fn http1<S>(self, stream: S) -> Result<(), Trouble>
+    fn http1<S>(self, stream: S) -> impl Future<Output = Result<(), Trouble>> + Send + use<'a, S>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -364,13 +365,15 @@ impl Visit<'_> {
         let door = Arc::new((listener, peer, framing, linger, shed, used));
         let handler = service_fn(move |request: Request<Incoming>| {
             let door = door.clone();
+            let (listener, peer, framing, _, _, used) = &*door;
+            used.store(true, Ordering::Relaxed);
+            let next = match framing.next_is_ambiguous() {
+                true => Next::answer(ambiguous()),
+                false => listener.look_at(peer, request),
+            };
             async move {
-                let (listener, peer, framing, linger, shed, used) = &*door;
-                used.store(true, Ordering::Relaxed);
-                if framing.next_is_ambiguous() {
-                    return Ok::<_, Infallible>(ambiguous());
-                }
-                let mut response = listener.answer(peer, request).await;
+                let mut response = forward::serve(next).await;
+                let (_, _, framing, linger, shed, _) = &*door;
                 if shed.ends_with_answer() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -379,7 +382,7 @@ impl Visit<'_> {
                     StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT => linger.ask(),
                     _ => {}
                 }
-                Ok(response)
+                Ok::<_, Infallible>(response)
             }
         });
         let connection = http1::Builder::new()
@@ -388,26 +391,28 @@ impl Visit<'_> {
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), handler)
             .with_upgrades();
-        let mut connection = pin!(connection);
-        tokio::select! {
-            result = connection.as_mut() => return Ok(result?),
-            () = leave => connection.as_mut().graceful_shutdown(),
-        }
-        tokio::select! {
-            result = connection => Ok(result?),
-            () = life.kill.cancelled() => Ok(()),
+        let mut connection = Box::pin(connection);
+        async move {
+            tokio::select! {
+                result = connection.as_mut() => return Ok(result?),
+                () = leave => connection.as_mut().graceful_shutdown(),
+            }
+            tokio::select! {
+                result = connection => Ok(result?),
+                () = life.kill.cancelled() => Ok(()),
+            }
         }
     }
 
-    async fn http2<S>(self, stream: S) -> Result<(), Trouble>
+    fn http2<S>(self, stream: S) -> impl Future<Output = Result<(), Trouble>> + Send + use<'a, S>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { listener, peer, life, .. } = self;
         let leave = life.shed.asked_to_leave(|| true);
         let handler = service_fn(move |request: Request<Incoming>| {
-            let (listener, peer) = (listener.clone(), peer.clone());
-            async move { Ok::<_, Infallible>(listener.answer(&peer, request).await) }
+            let next = listener.look_at(&peer, request);
+            async move { Ok::<_, Infallible>(forward::serve(next).await) }
         });
         let connection = http2::Builder::new(Streams(life.clone()))
             .timer(TokioTimer::new())
@@ -418,14 +423,16 @@ impl Visit<'_> {
             .keep_alive_interval(Duration::from_secs(30))
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(stream), handler);
-        let mut connection = pin!(connection);
-        tokio::select! {
-            result = connection.as_mut() => return Ok(result?),
-            () = leave => connection.as_mut().graceful_shutdown(),
-        }
-        tokio::select! {
-            result = connection => Ok(result?),
-            () = life.kill.cancelled() => Ok(()),
+        let mut connection = Box::pin(connection);
+        async move {
+            tokio::select! {
+                result = connection.as_mut() => return Ok(result?),
+                () = leave => connection.as_mut().graceful_shutdown(),
+            }
+            tokio::select! {
+                result = connection => Ok(result?),
+                () = life.kill.cancelled() => Ok(()),
+            }
         }
     }
 }
