@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what idle keep-alive connections cost `rehome gateway` beside nginx and HAProxy, and prints medians as Markdown.
 
-    crates/gateway/benches/idle.py target/release/rehome [--connections 10000] [--rounds 3] [--tls]
+    crates/gateway/benches/idle.py target/dist/rehome [--connections 10000] [--rounds 3] [--tls]
 
 Each connection sends one request, reads the whole answer, and stays open. Resident memory (of the proxy and its children, by the
 kernel's account) is read before the first and after the last; every round has a fresh process. The clients come from several
@@ -105,12 +105,12 @@ def start_haproxy(work, upstream, port, certificate, key):
     work.mkdir()
     pair, config = work / "both.pem", work / "haproxy.cfg"
     pair.write_text(certificate.read_text() + key.read_text())
-    # Two files a connection are reserved, so that more does not fit under the same limit.
+    # It would reserve two files a connection and not start; idle ones need one.
     config.write_text(f"""
 global
   nbthread {options.workers}
   maxconn {options.connections + 500}
-  fd-hard-limit {hard}
+  no strict-limits
 defaults
   mode http
   timeout client 3600s

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures `rehome gateway` beside nginx and HAProxy, turn by turn in every round, and prints medians and spread as Markdown.
 
-    crates/gateway/benches/proxies.py target/release/rehome [--rounds 10] [--seconds 5] [--tls] [--workers 1]
+    crates/gateway/benches/proxies.py target/dist/rehome [--rounds 10] [--seconds 5] [--tls] [--workers 1]
 
 Needs nginx, haproxy, wrk and openssl (Debian's packages). Everything listens on loopback, on ports the kernel chose. Same
 number of threads, keep-alive on both sides and no access log for all three; the upstream is nginx with a file of 1 and of 100 KiB.

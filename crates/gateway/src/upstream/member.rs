@@ -281,7 +281,10 @@ impl Member {
     /// Closes what idled too long. Called every second or so.
     pub fn sweep(&self) {
         for index in 0..SHARDS {
-            self.shard(index).retain_mut(|idle| self.is_usable(idle));
+            self.shard(index).retain_mut(|idle| {
+                idle.line.rest();
+                self.is_usable(idle)
+            });
         }
         self.shared().retain(|shared| !shared.sender.is_closed());
     }

@@ -94,6 +94,14 @@ impl Line {
         self.next_read = SMALLEST_READ;
     }
 
+    /// Gives back the room that a large message took; called for those that idle.
+    pub fn rest(&mut self) {
+        if self.read.is_empty() && self.read.capacity() > SMALLEST_READ {
+            self.read = BytesMut::new();
+        }
+        self.sending.rest();
+    }
+
     /// As far as is known without asking the kernel: can it serve a request?
     pub fn seems_open(&mut self) -> bool {
         self.is_whole() && self.stream.seems_silent()

@@ -37,6 +37,8 @@ pub(super) struct Sending {
     trailers: Vec<HeaderName>,
     /// Was anything taken out of the body?
     is_touched: bool,
+    /// TLS may keep what it was given until it is told, and take its time then.
+    is_flushed: bool,
     /// Bytes of this request that were handed to the socket.
     sent: u64,
 }
@@ -60,6 +62,7 @@ impl Sending {
             framing: Framing::Length(0),
             trailers: Vec::new(),
             is_touched: false,
+            is_flushed: true,
             sent: 0,
         }
     }
@@ -67,7 +70,7 @@ impl Sending {
     /// Puts a request into the buffers; nothing is written yet.
     pub fn begin(&mut self, head: &Head, body: RequestBody) {
         debug_assert!(self.is_done(), "one request at a time");
-        (self.sent, self.is_touched) = (0, false);
+        (self.sent, self.is_touched, self.is_flushed) = (0, false, false);
         self.trailers.clear();
         self.framing = match (body.is_end_stream(), body.size_hint().exact()) {
             (true, _) => Framing::Length(0),
@@ -111,12 +114,19 @@ impl Sending {
 
     /// Was the whole request handed to the socket?
     pub fn is_done(&self) -> bool {
-        self.body.is_none() && self.is_empty()
+        self.body.is_none() && self.is_empty() && self.is_flushed
     }
 
     fn is_empty(&self) -> bool {
         // A tail without a piece is part of `plain`.
         self.plain.is_empty() && self.piece.is_empty()
+    }
+
+    /// Gives back the room that a large head took.
+    pub fn rest(&mut self) {
+        if self.is_done() && self.plain.capacity() > SMALL {
+            self.plain = BytesMut::new();
+        }
     }
 
     /// Can any byte of this request have left?
@@ -140,11 +150,12 @@ impl Sending {
                 self.poll_body(cx).map_err(Stopped::Body)?;
             }
             if self.is_empty() {
+                ready!(Pin::new(&mut *stream).poll_flush(cx)).map_err(Stopped::Socket)?;
                 if self.body.is_some() {
                     return Poll::Pending;
                 }
-                // TLS may keep what it was given until it is told.
-                return Pin::new(stream).poll_flush(cx).map_err(Stopped::Socket);
+                self.is_flushed = true;
+                return Poll::Ready(Ok(()));
             }
             let written = match self.piece.is_empty() {
                 true => Pin::new(&mut *stream).poll_write(cx, &self.plain),

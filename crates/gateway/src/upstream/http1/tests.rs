@@ -5,7 +5,7 @@ use crate::upstream::Head;
 use http::{HeaderValue, Request};
 use std::future::poll_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 async fn pair() -> (Box<Line>, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -125,4 +125,70 @@ async fn bytes_that_nobody_asked_for_end_a_connection() {
     poll_fn(|cx| line.poll_answer(cx)).await.unwrap();
     assert_eq!(line.take_whole().unwrap(), "ok");
     assert!(line.is_end_stream() && !line.is_whole());
+}
+
+/// A TLS connection to a peer that has the other end of it.
+async fn secure_pair() -> (Box<Line>, tokio_rustls::server::TlsStream<TcpStream>) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider.clone());
+    let server = server.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let server = server.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider);
+    let client = client.with_safe_default_protocol_versions().unwrap();
+    let client = client.with_root_certificates(roots).with_no_client_auth();
+    // Sockets that take little at once.
+    let (listening, near) = (TcpSocket::new_v4().unwrap(), TcpSocket::new_v4().unwrap());
+    listening.set_recv_buffer_size(8 << 10).unwrap();
+    near.set_send_buffer_size(8 << 10).unwrap();
+    listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listening.listen(1).unwrap();
+    let near = near.connect(listener.local_addr().unwrap()).await.unwrap();
+    let (far, _) = listener.accept().await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let (near, far) = tokio::join!(
+        tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, near),
+        tokio_rustls::TlsAcceptor::from(Arc::new(server)).accept(far),
+    );
+    (Box::new(Line::new(Stream::Tls(Box::new(near.unwrap())))), far.unwrap())
+}
+
+#[tokio::test]
+async fn what_tls_keeps_back_leaves_in_the_end() {
+    // For some of these sizes the sockets are full just when TLS has taken the rest.
+    for size in (1..32).map(|step| step << 13) {
+        let (mut line, mut peer) = secure_pair().await;
+        line.begin(&head("PUT", &[]), RequestBody::Whole(Some(Bytes::from(vec![7; size]))));
+        assert!(poll_fn(|cx| Poll::Ready(line.poll_answer(cx))).await.is_pending());
+        let hears = async {
+            let mut heard = Vec::new();
+            while !heard.ends_with(b"\r\n\r\n") {
+                heard.push(peer.read_u8().await.unwrap());
+            }
+            peer.read_exact(&mut vec![0; size]).await.unwrap();
+            peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        };
+        let both = async { tokio::join!(poll_fn(|cx| line.poll_answer(cx)), hears) };
+        let both = tokio::time::timeout(std::time::Duration::from_secs(5), both).await;
+        assert_eq!(both.expect("what was kept back is missing").0.unwrap().status, 200, "{size}");
+        assert!(line.is_whole());
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_for_the_next_time_is_no_sign_of_trouble() {
+    let (mut line, mut peer) = secure_pair().await;
+    // The server's tickets have come with the end of the handshake; nobody read them yet.
+    peer.flush().await.unwrap();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(line.seems_open() && line.is_open());
+    drop(peer);
+    while line.seems_open() {
+        tokio::task::yield_now().await;
+    }
 }
