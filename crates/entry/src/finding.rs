@@ -1,5 +1,6 @@
 //! What a driver noticed in somebody's configuration: where, what it means for the move, what to do.
 
+use crate::EntryError;
 use serde::Serialize;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -50,4 +51,17 @@ pub(crate) fn sorted(mut findings: Vec<Finding>) -> Vec<Finding> {
         }
     }
     kept
+}
+
+/// # Errors
+/// When something stands in the way; the text names all of it.
+pub(crate) fn refuse_stops(findings: &[Finding]) -> Result<(), EntryError> {
+    let stops: Vec<&Finding> = findings.iter().filter(|finding| finding.gravity == Gravity::Stop).collect();
+    if stops.is_empty() {
+        return Ok(());
+    }
+    let what: Vec<String> =
+        stops.iter().map(|finding| format!("{}: {}", finding.place, finding.text)).collect();
+    let hint = stops.iter().find_map(|finding| finding.remedy.clone());
+    Err(EntryError::unfit(what.join("\n"), hint.unwrap_or_else(|| "nothing was changed".into())))
 }

@@ -77,6 +77,21 @@ pub struct Listing {
     pub obstacles: Vec<String>,
 }
 
+impl Listing {
+    /// An address record, or the obstacle that its value is none.
+    pub(super) fn hold(&mut self, id: String, kind: Kind, value: &str, ttl: u32) {
+        match kind.canonical(value) {
+            Some(value) => self.held.push(Held { id, kind, value, ttl }),
+            None => self.obstacles.push(format!("an {kind} record holds `{}`", value.escape_debug())),
+        }
+    }
+
+    /// Only some of those who ask get this record.
+    pub(super) fn is_for_line(&mut self, kind: Kind, line: &str) {
+        self.obstacles.push(format!("an {kind} record is for the line `{}` only", line.escape_debug()));
+    }
+}
+
 /// A provider whose records are listed and edited one at a time.
 #[async_trait]
 pub trait Records: Debug + Send + Sync {

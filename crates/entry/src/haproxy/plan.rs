@@ -7,7 +7,7 @@ use crate::EntryError;
 use crate::address::{Address, HostPort, Names};
 use crate::edit::{Edits, indent, line_around, line_end};
 use crate::files::{FileChange, Link};
-use crate::finding::{Finding, Gravity, sorted};
+use crate::finding::{Finding, Gravity, refuse_stops, sorted};
 use crate::probe::Question;
 use crate::service::{Service, Towards};
 use serde::Serialize;
@@ -75,15 +75,7 @@ impl Plan {
     /// # Errors
     /// When something stands in the way; the text names all of it.
     pub fn unless_stopped(self) -> Result<Self, EntryError> {
-        let stops: Vec<&Finding> =
-            self.findings.iter().filter(|finding| finding.gravity == Gravity::Stop).collect();
-        if stops.is_empty() {
-            return Ok(self);
-        }
-        let what: Vec<String> =
-            stops.iter().map(|finding| format!("{}: {}", finding.place, finding.text)).collect();
-        let hint = stops.iter().find_map(|finding| finding.remedy.clone());
-        Err(EntryError::unfit(what.join("\n"), hint.unwrap_or_else(|| "nothing was changed".into())))
+        refuse_stops(&self.findings).map(|()| self)
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod sign;
 
-use super::edits::{Edit, Held, Listing, Piecewise, Records};
+use super::edits::{Edit, Listing, Piecewise, Records};
 use super::http::{Answer, Endpoint, Failure, Http, Patience, excerpt};
 use super::signature::{Credentials, hex, query};
 use super::{Clock, DnsName, Kind};
@@ -173,17 +173,12 @@ fn take(listing: &mut Listing, record: Record) {
         return;
     };
     if record.line != "default" {
-        listing
-            .obstacles
-            .push(format!("an {kind} record is for the line `{}` only", record.line.escape_debug()));
+        listing.is_for_line(kind, &record.line);
     }
     if record.locked {
         listing.obstacles.push(format!("an {kind} record is locked"));
     }
-    match kind.canonical(&record.value) {
-        Some(value) => listing.held.push(Held { id: record.id, kind, value, ttl: record.ttl }),
-        None => listing.obstacles.push(format!("an {kind} record holds `{}`", record.value.escape_debug())),
-    }
+    listing.hold(record.id, kind, &record.value, record.ttl);
 }
 
 #[async_trait]
