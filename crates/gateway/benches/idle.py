@@ -16,9 +16,13 @@ import socket
 import ssl
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.dont_write_bytecode = True
+from processes import family, free_port, start, started, wait_for
 
 parser = argparse.ArgumentParser()
 parser.add_argument("binary", type=Path)
@@ -33,39 +37,12 @@ hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 if hard < options.connections + 1_000:
     raise SystemExit(f"{options.connections} connections need a hard limit of open files of {options.connections + 1_000}; it is {hard}")
-started = []
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def start(*command, **more):
-    process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **more)
-    started.append(process)
-    return process
 
 
 def end(process):
     process.terminate()
     process.wait(timeout=60)
     started.remove(process)
-
-
-def wait_for(port):
-    for _ in range(500):
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise SystemExit(f"nobody listens on {port}")
-
-
-def family(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(grandchild for child in children for grandchild in family(int(child)))]
 
 
 def resident(pid):

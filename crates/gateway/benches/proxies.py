@@ -11,12 +11,14 @@ CPU is what the proxy's own processes used, by the kernel's account, over the re
 import argparse
 import os
 import re
-import socket
 import statistics
 import subprocess
+import sys
 import tempfile
-import time
 from pathlib import Path
+
+sys.dont_write_bytecode = True
+from processes import family, free_port, start, started, wait_for
 
 parser = argparse.ArgumentParser()
 parser.add_argument("binary", type=Path)
@@ -29,34 +31,6 @@ parser.add_argument("--only", default="", help="names of proxies, comma-separate
 options = parser.parse_args()
 binary = options.binary.resolve()
 SIZES = {"1k": 1 << 10, "100k": 100 << 10}
-started = []
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def start(*command, **more):
-    process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, **more)
-    started.append(process)
-    return process
-
-
-def wait_for(port):
-    for _ in range(500):
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise SystemExit(f"nobody listens on {port}")
-
-
-def family(pid):
-    """The process and its children: nginx has a worker below its master."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(grandchild for child in children for grandchild in family(int(child)))]
 
 
 def cpu_seconds(pid):
@@ -79,7 +53,7 @@ http {{
   {body.replace("PORT", str(port))}
 }}
 """)
-    return start("nginx", "-p", folder, "-c", folder / "nginx.conf", stderr=subprocess.DEVNULL)
+    return start("nginx", "-p", folder, "-c", folder / "nginx.conf")
 
 
 def proxies(work, upstream, certificate, key):
@@ -114,7 +88,7 @@ frontend f
 backend b
   server s 127.0.0.1:{upstream}
 """)
-    found.append(("haproxy", port, start("haproxy", "-db", "-f", config, stderr=subprocess.DEVNULL)))
+    found.append(("haproxy", port, start("haproxy", "-db", "-f", config)))
 
     port = free_port()
     migration = work / "rehome.toml"
@@ -134,7 +108,7 @@ target = "http://127.0.0.1:{free_port()}"
 {secure}
 """)
     threads = {**os.environ, "REHOME_WORKERS": str(options.workers), "TOKIO_WORKER_THREADS": str(options.workers)}
-    process = start(binary, "--state", work / "state", "--file", migration, "gateway", env=threads, stderr=subprocess.DEVNULL)
+    process = start(binary, "--state", work / "state", "--file", migration, "gateway", env=threads)
     found.append(("rehome", port, process))
     return [proxy for proxy in found if not options.only or proxy[0] in options.only.split(",")]
 
