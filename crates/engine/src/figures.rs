@@ -4,6 +4,7 @@ use crate::ports::{GatewayStatus, ServiceStatus, ShadowStatus, SideStatus};
 use rehome_journal::Verdict;
 use rehome_part::Side;
 use rehome_part::measure::{Histogram, Quantile, Share};
+use rehome_part::traffic::PlaceCount;
 
 /// Up to this share failures are the noise of the world.
 const FEW: f64 = 0.01;
@@ -108,12 +109,21 @@ fn add(sum: &mut ShadowStatus, more: &ShadowStatus) {
             Some(seen) => {
                 seen.compared += endpoint.compared;
                 seen.different += endpoint.different;
-                seen.places.extend(endpoint.places.iter().cloned());
+                endpoint.places.iter().for_each(|place| add_place(&mut seen.places, place));
+                seen.places.sort_by_key(|place| std::cmp::Reverse(place.count));
             }
             None => sum.endpoints.push(endpoint.clone()),
         }
     }
     sum.endpoints.sort_by_key(|endpoint| std::cmp::Reverse(endpoint.different));
+}
+
+/// The same place seen by two gateways is one place.
+fn add_place(sum: &mut Vec<PlaceCount>, more: &PlaceCount) {
+    match sum.iter_mut().find(|seen| (&seen.place, &seen.kind) == (&more.place, &more.kind)) {
+        Some(seen) => seen.count += more.count,
+        None => sum.push(more.clone()),
+    }
 }
 
 /// Within its limit: pass. Above it by more than chance: fail. Above it and perhaps by chance: not known yet.
@@ -152,6 +162,7 @@ pub(crate) fn worse(one: Verdict, other: Verdict) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rehome_part::traffic::EndpointDifferences;
 
     #[test]
     fn chance_is_no_failure_and_no_pass() {
@@ -174,10 +185,17 @@ mod tests {
             reads: Share { hits: failed, of: requests },
             ..SideStatus::default()
         };
+        let price =
+            PlaceCount { place: "$.price".into(), kind: "missing".into(), count: 2, ..Default::default() };
+        let endpoint = EndpointDifferences { places: vec![price], ..Default::default() };
         let status = |name: &str, requests| ServiceStatus {
             name: name.into(),
             source: side(requests, 1),
-            shadow: ShadowStatus { seen: requests, ..ShadowStatus::default() },
+            shadow: ShadowStatus {
+                seen: requests,
+                endpoints: vec![endpoint.clone()],
+                ..ShadowStatus::default()
+            },
             ..ServiceStatus::default()
         };
         let gateway = |services: Vec<ServiceStatus>| GatewayStatus {
@@ -194,6 +212,8 @@ mod tests {
         let now = of_all(&[gateway(vec![status("a", 30), status("b", 5)]), gateway(vec![status("a", 7)])]);
         assert_eq!(now[0].side(Side::Source).failed, Share { hits: 2, of: 37 });
         assert_eq!(now[0].shadow.seen, 37);
+        let places = &now[0].shadow.endpoints[0].places;
+        assert_eq!((places.len(), places[0].count), (1, 4), "one place, seen by both");
         let since = since(&now, &before);
         assert_eq!(since[0].side(Side::Source).failed, Share { hits: 1, of: 27 });
         assert_eq!(since[1].side(Side::Source).failed_reads, Share { hits: 1, of: 5 });
