@@ -381,7 +381,11 @@ async fn listing_is_sorted_and_paged(store: &dyn Store, options: &Options) -> Ou
     let mut wanted: Vec<String> =
         (0..count).map(|number| format!("list/{:05}", number * 7 % count)).collect();
     wanted.extend(["list-", "list.", "list0", "lisa", "lisu/x"].map(String::from));
-    let puts = futures::stream::iter(wanted.iter())
+    // The first one alone: a server that keeps objects as files makes the folder then, and rclone's fails one of several that
+    // make it at once.
+    let (first, others) = wanted.split_first().expect("there are names");
+    put(store, first, &Bytes::from_static(b"x")).await?;
+    let puts = futures::stream::iter(others)
         .map(|key| async move { put(store, key, &Bytes::from_static(b"x")).await.map(drop) })
         .buffer_unordered(16);
     puts.try_collect::<Vec<()>>().await?;
