@@ -2,9 +2,7 @@
 //! own timer behind it is moved only when it rings, so setting it costs next to nothing.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 #[derive(Debug, Default)]
@@ -29,45 +27,11 @@ impl Alarm {
     }
 }
 
-/// The same as the timer of one client's connection, which asks for one wait at a time.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct AlarmClock(Arc<Mutex<Alarm>>);
-
-#[derive(Debug)]
-struct Wait {
-    alarm: AlarmClock,
-    deadline: Instant,
-}
-
-impl Future for Wait {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut alarm = self.alarm.0.lock().expect("no code panics while it holds this lock");
-        alarm.poll(self.deadline, cx)
-    }
-}
-
-impl hyper::rt::Sleep for Wait {}
-
-impl hyper::rt::Timer for AlarmClock {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Wait { alarm: self.clone(), deadline: Instant::now() + duration })
-    }
-
-    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Wait { alarm: self.clone(), deadline: deadline.into() })
-    }
-
-    fn now(&self) -> std::time::Instant {
-        Instant::now().into()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::future::poll_fn;
+    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn it_rings_at_the_last_deadline_that_was_set() {

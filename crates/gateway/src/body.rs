@@ -1,11 +1,11 @@
 //! The two bodies that pass through: a request's towards the upstream, with its progress noted, and an answer's towards the
 //! client, whose end finishes the exchange. Both stream with backpressure; nothing is collected here.
 
+use crate::downstream::ClientBody;
 use crate::exchange::Exchange;
 use crate::limits::{BodyLimits, Cut, RequestBodyError};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -67,12 +67,12 @@ impl Progress {
 pub(crate) enum RequestBody {
     Empty,
     Whole(Option<Bytes>),
-    Passing(Incoming, Arc<Progress>, BodyLimits),
+    Passing(ClientBody, Arc<Progress>, BodyLimits),
 }
 
 impl RequestBody {
     /// The client's body, unread until the upstream wants it.
-    pub fn passing(incoming: Incoming, limits: impl FnOnce() -> BodyLimits) -> (Self, Option<Arc<Progress>>) {
+    pub fn passing(incoming: ClientBody, limits: impl FnOnce() -> BodyLimits) -> (Self, Option<Arc<Progress>>) {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
         }

@@ -3,13 +3,14 @@
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::host_value;
+use crate::downstream::ClientBody;
 use crate::exchange::{Exchange, Outcome};
 use crate::gate::Label;
 use crate::headers::{self, Seen};
 use crate::hold::Full;
 use crate::limits::{self, BodyLimits, Cut, Reason};
 use crate::origin::Origin;
-use crate::server::MAX_HEAD;
+use crate::http1::MAX_HEAD;
 use crate::service::{Class, Service};
 use crate::session;
 use crate::split::ClientId;
@@ -17,7 +18,7 @@ use crate::upstream::{Connection, Failed, Head, Member};
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version, request, response};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 use rehome_part::Side;
 use rehome_spec::UpstreamHttp;
 use std::sync::Arc;
@@ -62,7 +63,7 @@ pub(crate) struct Asked {
 }
 
 /// Looks at a request, and makes of it what an upstream gets.
-pub(crate) fn look_at(service: Arc<Service>, origin: Origin, mut request: Request<Incoming>) -> Next {
+pub(crate) fn look_at(service: Arc<Service>, origin: Origin, mut request: Request<ClientBody>) -> Next {
     let seen = Seen::of(request.headers());
     let class = classify(&service, &request, seen);
     let address = ClientId::of_address(origin.client);

@@ -1,8 +1,9 @@
 //! What one client may cost: connections per address, the size and pace of a request's body, answers that are not taken. And
 //! the counts of everybody who was turned away at the entrance, with the reason.
 
+use crate::downstream::ClientBody;
 use crate::service::Service;
-use hyper::body::{Frame, Incoming};
+use http_body::Frame;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -59,13 +60,15 @@ pub(crate) enum Reason {
     SlowBody,
     SlowHead,
     SlowReader,
+    /// What came is no HTTP/1, or could be read in two ways.
+    Malformed,
     ClientConnections,
     ProxyHeader,
     Handshake,
 }
 
 impl Reason {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::UnknownHost,
         Self::UnknownPath,
         Self::ClimbingPath,
@@ -73,6 +76,7 @@ impl Reason {
         Self::SlowBody,
         Self::SlowHead,
         Self::SlowReader,
+        Self::Malformed,
         Self::ClientConnections,
         Self::ProxyHeader,
         Self::Handshake,
@@ -88,6 +92,7 @@ impl Reason {
             Self::SlowBody => "slow-body",
             Self::SlowHead => "slow-head",
             Self::SlowReader => "slow-reader",
+            Self::Malformed => "malformed",
             Self::ClientConnections => "client-connections",
             Self::ProxyHeader => "proxy-header",
             Self::Handshake => "handshake",
@@ -178,7 +183,7 @@ pub(crate) enum Cut {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestBodyError {
     #[error("the client's body broke: {0}")]
-    Client(#[from] hyper::Error),
+    Client(#[from] io::Error),
     #[error(transparent)]
     Cut(#[from] Cut),
 }
@@ -274,7 +279,7 @@ impl Pace {
 
 /// Keeps the rest of a refused body for a moment, unread: over HTTP/2 its stream would be reset in one breath with the answer,
 /// and some clients (curl 7.88) then lose the answer.
-pub(crate) fn keep_a_moment(service: &Service, body: Incoming) {
+pub(crate) fn keep_a_moment(service: &Service, body: ClientBody) {
     let kill = service.kill.clone();
     service.tasks.spawn(async move {
         tokio::select! {
@@ -307,6 +312,10 @@ pub(crate) struct Paced<S> {
 }
 
 impl<S> Paced<S> {
+    pub fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
     pub fn new(stream: S, patience: Duration, entrance: Arc<Entrance>) -> (Self, Linger) {
         let linger = Linger::default();
         let paced = Self { stream, patience, stuck: None, linger: linger.clone(), lingering: None, entrance };

@@ -2,40 +2,37 @@
 //! which service each request goes to. Never looks further into a request; [`crate::forward`] does.
 
 use crate::access_log::Entry;
-use crate::alarm::AlarmClock;
 use crate::body::ResponseBody;
 use crate::config::GatewayError;
+use crate::downstream::http1::House;
+use crate::downstream::{self, ClientBody, ClientStream};
 use crate::forward::{self, Next};
-use crate::framing::Watched;
 use crate::headers::{self, Seen};
 use crate::limits::{Entrance, Linger, Paced, Patience, PerClient, Place, Reason};
 use crate::origin::{Origin, Peer, Trusted};
 use crate::proxy_protocol;
 use crate::route::{NoRoute, Routes};
-use crate::server::{Life, MAX_HEAD};
+use crate::http1::MAX_HEAD;
+use crate::server::{FIRST_BYTE_PATIENCE, Life};
 use crate::service::Service;
 use crate::tls::{self, Certificates};
 use futures::future::{BoxFuture, FutureExt};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-/// How long a kept connection may idle; a head that began has less time (see [`Patience::head`]).
-const IDLE: Duration = Duration::from_secs(75);
-/// How long a new connection may stay without a first byte.
-pub(crate) const FIRST_BYTE_PATIENCE: Duration = Duration::from_secs(30);
 const STREAMS: u32 = 512;
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
@@ -147,13 +144,17 @@ impl Listener {
         Ok((Peer::new(address, self.acceptor.is_some()), place))
     }
 
+    fn paced(&self, stream: TcpStream) -> (Paced<TcpStream>, Linger) {
+        Paced::new(stream, self.patience.answer, self.entrance.clone())
+    }
+
     fn turned_away(&self, reason: Reason, error: impl Into<Trouble>) -> Trouble {
         self.entrance.turn_away(reason);
         error.into()
     }
 
     /// Looks at one request for the service that it is for.
-    fn look_at(&self, peer: &Peer, request: Request<Incoming>) -> Next {
+    fn look_at(&self, peer: &Peer, request: Request<ClientBody>) -> Next {
         let origin = Origin::of(peer.clone(), &self.trusted, request.headers());
         match self.routes.find(&request) {
             Ok(service) => forward::look_at(service.clone(), origin, request),
@@ -162,7 +163,7 @@ impl Listener {
     }
 
     /// No service takes this request.
-    fn nobody(&self, none: NoRoute, origin: Origin, request: Request<Incoming>) -> Response<ResponseBody> {
+    fn nobody(&self, none: NoRoute, origin: Origin, request: Request<ClientBody>) -> Response<ResponseBody> {
         let (reason, status, text) = match none {
             // RFC 9110 section 15.5.20: a client that came for a certificate or by an old address may try elsewhere.
             NoRoute::Host => {
@@ -286,18 +287,18 @@ async fn client(
         admitted = listener.admit(&mut stream, socket.ip()) => admitted?,
         () = life.closing.cancelled() => return Ok(()),
     };
-    let visit = |linger| Visit { listener: listener.clone(), peer, linger, life };
-    let pace = |stream| Paced::new(stream, listener.patience.answer, listener.entrance.clone());
+    let (listener, life) = (&*listener, life);
     let Some(Acceptor(acceptor)) = &listener.acceptor else {
         let first = tokio::time::timeout(FIRST_BYTE_PATIENCE, speaks_http2(&stream));
         let is_http2 = tokio::select! {
             first = first => first??,
             () = life.closing.cancelled() => return Ok(()),
         };
-        let (stream, linger) = pace(stream);
-        return visit(linger).serve(stream, is_http2).await;
+        let (stream, linger) = listener.paced(stream);
+        let visit = Visit { listener, peer, linger, life };
+        return visit.serve(ClientStream::Plain(stream), is_http2).await;
     };
-    let (stream, linger) = pace(stream);
+    let (stream, linger) = listener.paced(stream);
     // Boxed, so that a connection does not carry its handshake for ever.
     let handshake = Box::pin(tokio::time::timeout(listener.patience.handshake, acceptor.accept(stream)));
     let stream = tokio::select! {
@@ -309,7 +310,8 @@ async fn client(
         () = life.closing.cancelled() => return Ok(()),
     };
     let is_http2 = tls::is_http2(&stream);
-    visit(linger).serve(stream, is_http2).await
+    let visit = Visit { listener, peer, linger, life };
+    visit.serve(ClientStream::Tls(Box::new(stream)), is_http2).await
 }
 
 /// Looks at the first bytes without taking them: HTTP/2 with prior knowledge begins with a preface, which is no request. All
@@ -335,7 +337,7 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 
 /// A client that was let in.
 struct Visit<'a> {
-    listener: Arc<Listener>,
+    listener: &'a Listener,
     peer: Peer,
     linger: Linger,
     life: &'a Life,
@@ -343,75 +345,35 @@ struct Visit<'a> {
 
 impl<'a> Visit<'a> {
     /// Boxed, and made where it stays: a connection carries neither the machinery of the other protocol nor its own twice.
-    fn serve<S>(self, stream: S, is_http2: bool) -> BoxFuture<'a, Result<(), Trouble>>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    fn serve(self, stream: ClientStream, is_http2: bool) -> BoxFuture<'a, Result<(), Trouble>> {
         match is_http2 {
             true => self.http2(stream).boxed(),
             false => self.http1(stream).boxed(),
         }
     }
 
-    fn http1<S>(self, stream: S) -> impl Future<Output = Result<(), Trouble>> + Send + use<'a, S>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    fn http1(self, stream: ClientStream) -> impl Future<Output = Result<(), Trouble>> + Send + use<'a> {
         let Self { listener, peer, linger, life } = self;
-        let (stream, framing) = Watched::new(stream, listener.patience.head, listener.entrance.clone());
-        let (shed, used) = (life.shed.clone(), Arc::new(AtomicBool::new(false)));
-        let was_used = used.clone();
-        let leave = life.shed.asked_to_leave(move || was_used.load(Ordering::Relaxed));
-        let door = Arc::new((listener, peer, framing, linger, shed, used));
-        let handler = service_fn(move |request: Request<Incoming>| {
-            let door = door.clone();
-            let (listener, peer, framing, _, _, used) = &*door;
-            used.store(true, Ordering::Relaxed);
-            let next = match framing.next_is_ambiguous() {
-                true => Next::answer(ambiguous()),
-                false => listener.look_at(peer, request),
-            };
-            async move {
-                let mut response = forward::serve(next).await;
-                let (_, _, framing, linger, shed, _) = &*door;
-                if shed.ends_with_answer() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                match response.status() {
-                    StatusCode::SWITCHING_PROTOCOLS => framing.stop(),
-                    StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT => linger.ask(),
-                    _ => {}
-                }
-                Ok::<_, Infallible>(response)
-            }
-        });
-        let connection = http1::Builder::new()
-            .timer(AlarmClock::default())
-            .header_read_timeout(IDLE)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), handler)
-            .with_upgrades();
-        let mut connection = Box::pin(connection);
+        let house = House {
+            head_patience: listener.patience.head,
+            entrance: listener.entrance.clone(),
+            shed: life.shed.clone(),
+            linger,
+        };
+        let served = downstream::http1::serve(stream, house, move |request| listener.look_at(&peer, request));
         async move {
             tokio::select! {
-                result = connection.as_mut() => return Ok(result?),
-                () = leave => connection.as_mut().graceful_shutdown(),
-            }
-            tokio::select! {
-                result = connection => Ok(result?),
+                served = served => Ok(served?),
                 () = life.kill.cancelled() => Ok(()),
             }
         }
     }
 
-    fn http2<S>(self, stream: S) -> impl Future<Output = Result<(), Trouble>> + Send + use<'a, S>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    fn http2(self, stream: ClientStream) -> impl Future<Output = Result<(), Trouble>> + Send + use<'a> {
         let Self { listener, peer, life, .. } = self;
-        let leave = life.shed.asked_to_leave(|| true);
+        let mut leaving = life.shed.leaving();
         let handler = service_fn(move |request: Request<Incoming>| {
-            let next = listener.look_at(&peer, request);
+            let next = listener.look_at(&peer, request.map(ClientBody::Http2));
             async move { Ok::<_, Infallible>(forward::serve(next).await) }
         });
         let connection = http2::Builder::new(Streams(life.clone()))
@@ -427,7 +389,7 @@ impl<'a> Visit<'a> {
         async move {
             tokio::select! {
                 result = connection.as_mut() => return Ok(result?),
-                () = leave => connection.as_mut().graceful_shutdown(),
+                () = poll_fn(|cx| leaving.poll(true, cx)) => connection.as_mut().graceful_shutdown(),
             }
             tokio::select! {
                 result = connection => Ok(result?),
@@ -451,12 +413,4 @@ impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Stream
             }
         });
     }
-}
-
-/// RFC 9112 section 6.3: a request with two lengths is an attempt to smuggle another; the connection ends with it.
-fn ambiguous() -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::text("a request has one length\n"));
-    *response.status_mut() = StatusCode::BAD_REQUEST;
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
 }

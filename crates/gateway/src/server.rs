@@ -14,7 +14,7 @@ use crate::grant::Grant;
 use crate::health;
 use crate::hold::{self, Bounds};
 use crate::limits::Entrance;
-use crate::listener::{self, FIRST_BYTE_PATIENCE, Listener};
+use crate::listener::{self, Listener};
 use crate::metrics;
 use crate::remote;
 use crate::service::{Service, Shared};
@@ -40,8 +40,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The largest head of a request or an answer, and the buffer of one connection.
-pub(crate) const MAX_HEAD: usize = 64 << 10;
+/// How long a new connection may stay without a first byte.
+pub(crate) const FIRST_BYTE_PATIENCE: Duration = Duration::from_secs(30);
 const METRICS_CONNECTIONS: usize = 16;
 /// Clients that wait to be accepted; the kernel's own limit (`net.core.somaxconn`) is 4096 where nobody changed it.
 const BACKLOG: u32 = 4096;

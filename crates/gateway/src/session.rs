@@ -2,15 +2,17 @@
 //! process ends, or a switch closes the session. A session stays with the side that was the owner when it began.
 
 use crate::body::ResponseBody;
+use crate::downstream::{ClientBody, Upgrading};
 use crate::exchange::{Exchange, Outcome};
 use crate::headers::{self, Seen};
-use crate::upstream::Upgraded;
+use crate::http1::Upgraded;
+use crate::upstream::Stream;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, request, response};
-use hyper::body::Incoming;
 use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use std::io;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
@@ -22,21 +24,21 @@ pub(crate) fn is_extended_connect<B>(request: &Request<B>) -> bool {
 
 /// The client's half of an upgrade.
 pub(crate) struct Wanted {
-    client: OnUpgrade,
+    client: Upgrading,
     protocol: HeaderValue,
     /// Asked on an HTTP/2 stream: the upstream hears of it as HTTP/1.1, the client gets a plain 200.
     on_stream: bool,
 }
 
 impl Wanted {
-    pub fn of(request: &mut Request<Incoming>, seen: Seen) -> Option<Self> {
+    pub fn of(request: &mut Request<ClientBody>, seen: Seen) -> Option<Self> {
         let on_stream = is_extended_connect(request);
         let protocol = match request.extensions().get::<Protocol>() {
             Some(protocol) if on_stream => HeaderValue::from_str(protocol.as_str()).ok()?,
             _ if headers::wants_upgrade(request, seen) => request.headers().get(header::UPGRADE)?.clone(),
             _ => return None,
         };
-        Some(Self { client: hyper::upgrade::on(request), protocol, on_stream })
+        Some(Self { client: Upgrading::of(request), protocol, on_stream })
     }
 
     /// Puts back what every proxy removes and an upgrade needs.
@@ -96,13 +98,24 @@ pub(crate) fn begin(
     Response::from_parts(parts, ResponseBody::empty())
 }
 
-async fn join(client: OnUpgrade, upstream: Option<Upgraded>) {
-    let (mut client, mut upstream) = match (client.await, upstream) {
-        (Ok(client), Some(upstream)) => (TokioIo::new(client), upstream),
-        (Err(error), _) => return tracing::debug!(%error, "an upgrade did not come about"),
-        (Ok(_), None) => return tracing::debug!("an upgrade without a connection"),
+async fn join(client: Upgrading, upstream: Option<Upgraded<Stream>>) {
+    let Some(upstream) = upstream else { return tracing::debug!("an upgrade without a connection") };
+    let joined = match client {
+        Upgrading::Http1(client) => match client.await {
+            Ok(client) => pass(client, upstream).await,
+            // The client left before it had its answer.
+            Err(never) => Err(io::Error::other(never)),
+        },
+        Upgrading::Http2(client) => match client.await {
+            Ok(client) => pass(TokioIo::new(client), upstream).await,
+            Err(error) => Err(io::Error::other(error)),
+        },
     };
-    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut upstream).await {
+    if let Err(error) = joined {
         tracing::debug!(%error, "a session ended");
     }
+}
+
+async fn pass(mut client: impl AsyncRead + AsyncWrite + Unpin, mut upstream: Upgraded<Stream>) -> io::Result<()> {
+    tokio::io::copy_bidirectional(&mut client, &mut upstream).await.map(drop)
 }

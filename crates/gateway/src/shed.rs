@@ -4,11 +4,13 @@
 use crate::control::Shedding;
 use socket2::{SockFilter, SockRef};
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Every order ends by itself: whoever gave it may have died.
 const LONGEST: Duration = Duration::from_secs(2 * 3_600);
@@ -89,16 +91,39 @@ impl Shed {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// Waits until a connection is to end as soon as nothing is under way on it. One that was not `used` yet is passed over until
-    /// the gateway itself ends: its first request may be on the way, and the answer to that ends it.
-    pub async fn asked_to_leave(&self, used: impl Fn() -> bool) {
+    /// An ear for a connection that begins now.
+    pub fn leaving(self: &Arc<Self>) -> Leaving {
+        let generation = self.state().generation.clone();
+        let asked = Box::pin(generation.clone().cancelled_owned());
+        Leaving { shed: self.clone(), generation, asked }
+    }
+}
+
+/// Hears when a connection is to end as soon as nothing is under way on it.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    shed: Arc<Shed>,
+    generation: CancellationToken,
+    asked: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Leaving {
+    /// Is the connection to end? One that was not `used` yet is passed over until the gateway itself ends: its first request may be
+    /// on the way, and the answer to that ends it.
+    pub fn poll(&mut self, used: bool, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let generation = self.state().generation.clone();
-            generation.cancelled().await;
-            if self.closing.is_cancelled() || used() {
-                return;
+            ready!(self.asked.as_mut().poll(cx));
+            if used || self.shed.closing.is_cancelled() {
+                return Poll::Ready(());
             }
+            self.generation = self.shed.state().generation.clone();
+            self.asked = Box::pin(self.generation.clone().cancelled_owned());
         }
+    }
+
+    /// The same without waiting, for a connection in use.
+    pub fn is_asked(&self) -> bool {
+        self.generation.is_cancelled()
     }
 }
 

@@ -85,7 +85,7 @@ async fn handshake_http2(stream: TokioIo<Stream>) -> hyper::Result<http2::SendRe
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(crate::server::MAX_HEAD as u32)
+        .max_header_list_size(crate::http1::MAX_HEAD as u32)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .handshake(stream)

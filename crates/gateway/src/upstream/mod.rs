@@ -13,11 +13,12 @@ pub(crate) use dial::Dialing;
 pub(crate) use group::Group;
 pub(crate) use http1::Failed;
 pub(crate) use member::Member;
-pub(crate) use stream::Upgraded;
+pub(crate) use stream::Stream;
 
 use crate::alarm::Alarm;
 use crate::body::{Progress, RequestBody};
 use crate::headers::Added;
+use crate::http1::Upgraded;
 use bytes::Bytes;
 use http::{Request, Response, request, response};
 use http_body::{Body, Frame, SizeHint};
@@ -239,7 +240,7 @@ impl Connection {
     }
 
     /// The socket itself, after an answer that changed the protocol.
-    pub fn upgraded(&mut self) -> Option<Upgraded> {
+    pub fn upgraded(&mut self) -> Option<Upgraded<Stream>> {
         match &mut self.kind {
             Kind::Http1(line) => line.upgraded(),
             Kind::Http2(_) => None,

@@ -142,7 +142,7 @@ async fn a_length_that_is_no_plain_number_is_refused() {
         edge.post(&format!("Content-Length: {length}"), &format!("hello{HIDDEN}"), Refused).await;
     }
     edge.post("Content-Length:\t5 ", "hello", One("hello")).await;
-    edge.post(&format!("Content-Length:{}5", " ".repeat(200)), &format!("hello{HIDDEN}"), Refused).await;
+    edge.post(&format!("Content-Length:{}5", " ".repeat(200)), &format!("hello{HIDDEN}"), One("hello")).await;
 }
 
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn bad_chunks_end_the_request_and_its_connection() {
 }
 
 #[tokio::test]
-async fn a_chunk_size_longer_than_the_watcher_looks_hides_nothing() {
+async fn a_long_chunk_size_hides_nothing() {
     let edge = Edge::start().await;
     // To a reader that stops counting digits this is the last chunk, and a long "body" hides the request with two lengths.
     let inside = "\r\n\r\nPOST /long HTTP/1.1\r\nContent-Length: 9999\r\n\r\n";

@@ -1,20 +1,19 @@
 //! An HTTP/1.1 connection to an upstream, driven by whoever holds it: no task of its own, so a request costs no wake-up between
 //! two. One request at a time; never repeats one, never decides whether it may be kept.
 
-mod receiving;
-mod sending;
+mod head;
+mod request;
 #[cfg(test)]
 mod tests;
 
 use super::Head;
-use super::stream::{Stream, Upgraded};
+use super::stream::Stream;
 use crate::alarm::Alarm;
 use crate::body::RequestBody;
+use crate::http1::{Outgoing, Remaining, Stopped, Taken, Upgraded};
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, response};
 use http_body::{Frame, SizeHint};
-use receiving::{Remaining, Taken};
-use sending::{Sending, Stopped};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -58,7 +57,7 @@ pub(super) struct Line {
     stream: Stream,
     read: BytesMut,
     next_read: usize,
-    sending: Sending,
+    sending: Outgoing<RequestBody>,
     /// Why nothing more of the request can be sent.
     stopped: Option<Stopped>,
     answer: Answer,
@@ -76,7 +75,7 @@ impl Line {
             stream,
             read: BytesMut::new(),
             next_read: SMALLEST_READ,
-            sending: Sending::new(),
+            sending: Outgoing::new(),
             stopped: None,
             answer: Answer::None,
             remaining: Remaining::Nothing,
@@ -88,7 +87,7 @@ impl Line {
     }
 
     pub fn begin(&mut self, head: &Head, body: RequestBody) {
-        self.sending.begin(head, body);
+        request::begin(&mut self.sending, head, body);
         (self.answer, self.remaining, self.keeps) = (Answer::Awaited, Remaining::Nothing, true);
         (self.asked_head, self.interim) = (head.parts.method == Method::HEAD, 0);
         self.next_read = SMALLEST_READ;
@@ -168,13 +167,14 @@ impl Line {
             None => error,
         };
         let may_have_left = self.sending.may_have_left();
-        Failed { error, unsent: self.sending.take_back().map(Box::new), may_have_left }
+        let unsent = self.sending.is_untouched().then(|| self.sending.take_body().unwrap_or(RequestBody::Empty));
+        Failed { error, unsent: unsent.map(Box::new), may_have_left }
     }
 
     /// The head of the answer, if all of it came; interim ones are gone over.
     fn take_head(&mut self) -> io::Result<Option<response::Parts>> {
         while !self.read.is_empty() {
-            let Some(head) = receiving::head(&mut self.read, self.asked_head)? else { return Ok(None) };
+            let Some(head) = head::head(&mut self.read, self.asked_head)? else { return Ok(None) };
             let status = head.parts.status;
             if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
                 self.interim += 1;
@@ -216,7 +216,7 @@ impl Line {
         loop {
             let taken = match self.remaining.take(&mut self.read) {
                 Ok(taken) => taken,
-                Err(error) => return Poll::Ready(Some(Err(self.broke(error)))),
+                Err(unclear) => return Poll::Ready(Some(Err(self.broke(unclear.into())))),
             };
             self.note_end();
             match taken {
@@ -370,7 +370,7 @@ impl Http1 {
     }
 
     /// The socket and what came of the new protocol, after an answer with 101.
-    pub fn upgraded(&mut self) -> Option<Upgraded> {
+    pub fn upgraded(&mut self) -> Option<Upgraded<Stream>> {
         match std::mem::replace(self, Self::Gone) {
             Self::Whole(line) => Some(Upgraded { stream: line.stream, early: line.read }),
             _ => None,

@@ -1,12 +1,10 @@
-//! The request's half of an HTTP/1.1 connection: the head in one buffer, the body behind it as it comes, and how many bytes were
-//! handed to the socket, which decides what may be said of a request that failed. Buffers one piece of a body at most.
+//! One message on its way out: the head in one buffer, the body behind it as it comes, and how many bytes were handed to the socket,
+//! which decides what may be said of a request that failed. Buffers one piece of a body at most.
 
-use crate::body::RequestBody;
-use crate::upstream::Head;
-use crate::upstream::stream::Stream;
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, header};
 use http_body::{Body, Frame};
+use std::error::Error;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -15,51 +13,53 @@ use tokio::io::AsyncWrite;
 /// Pieces up to this size are written in one stroke with what is before them.
 const SMALL: usize = 4 << 10;
 
-/// How the upstream knows where the body ends.
+/// How the reader knows where the body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Framing {
+pub(crate) enum Ending {
     /// So many bytes are still to come; 0 also for no body.
     Length(u64),
     Chunked,
+    /// The end of the connection is the end of the body.
+    Close,
 }
 
 #[derive(Debug)]
-pub(super) struct Sending {
+pub(crate) struct Outgoing<B> {
     /// Heads, chunk sizes and small pieces, not yet written.
     plain: BytesMut,
     /// A large piece behind `plain`, and what closes it.
     piece: Bytes,
     tail: BytesMut,
     /// `None` once all of it is in the buffers.
-    body: Option<RequestBody>,
-    framing: Framing,
+    body: Option<B>,
+    ending: Ending,
     /// What `Trailer` announced; nothing else may follow a body.
     trailers: Vec<HeaderName>,
     /// Was anything taken out of the body?
     is_touched: bool,
     /// TLS may keep what it was given until it is told, and take its time then.
     is_flushed: bool,
-    /// Bytes of this request that were handed to the socket.
+    /// Bytes of this message that were handed to the socket.
     sent: u64,
 }
 
-/// Why a request could not be sent to its end.
+/// Why a message could not be sent to its end.
 #[derive(Debug)]
-pub(super) enum Stopped {
-    /// The socket takes no more. What the upstream said before may still be there to be read.
+pub(crate) enum Stopped {
+    /// The socket takes no more. What the other end said before may still be there to be read.
     Socket(io::Error),
-    /// The client's body broke off; the request can never be whole.
+    /// The body broke off; the message can never be whole.
     Body(io::Error),
 }
 
-impl Sending {
+impl<B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Unpin> Outgoing<B> {
     pub fn new() -> Self {
         Self {
             plain: BytesMut::new(),
             piece: Bytes::new(),
             tail: BytesMut::new(),
             body: None,
-            framing: Framing::Length(0),
+            ending: Ending::Length(0),
             trailers: Vec::new(),
             is_touched: false,
             is_flushed: true,
@@ -67,52 +67,24 @@ impl Sending {
         }
     }
 
-    /// Puts a request into the buffers; nothing is written yet.
-    pub fn begin(&mut self, head: &Head, body: RequestBody) {
-        debug_assert!(self.is_done(), "one request at a time");
+    /// Begins a message, and lends the buffer for its head; nothing is written yet. `body`: `None` when there is none, whatever the
+    /// head says.
+    pub fn begin(&mut self, ending: Ending, body: Option<B>) -> &mut BytesMut {
+        debug_assert!(self.is_done(), "one message at a time");
         (self.sent, self.is_touched, self.is_flushed) = (0, false, false);
+        (self.ending, self.body) = (ending, body);
         self.trailers.clear();
-        self.framing = match (body.is_end_stream(), body.size_hint().exact()) {
-            (true, _) => Framing::Length(0),
-            (false, Some(length)) => Framing::Length(length),
-            (false, None) => Framing::Chunked,
-        };
-        self.write_head(head, body.is_end_stream());
-        self.body = (!body.is_end_stream()).then_some(body);
+        self.plain.clear();
+        self.plain.reserve(1024);
+        &mut self.plain
     }
 
-    /// The length that is written is always the body's own: what is announced and what follows cannot differ.
-    fn write_head(&mut self, Head { parts, added }: &Head, is_empty: bool) {
-        let head = &mut self.plain;
-        head.clear();
-        head.reserve(1024);
-        let target = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        for piece in [parts.method.as_str(), " ", target, " HTTP/1.1\r\n"] {
-            head.extend_from_slice(piece.as_bytes());
-        }
-        let mut says_length = false;
-        for (name, value) in &parts.headers {
-            if *name == header::CONTENT_LENGTH {
-                says_length = true;
-            } else if *name != header::TRANSFER_ENCODING {
-                put_line(head, name.as_str(), value.as_bytes());
-            }
-        }
-        for (name, value) in added {
-            put_line(head, name, value.as_bytes());
-        }
-        match self.framing {
-            Framing::Length(0) if is_empty && !says_length => {}
-            Framing::Length(length) => put_line(head, "content-length", length.to_string().as_bytes()),
-            Framing::Chunked => {
-                put_line(head, "transfer-encoding", b"chunked");
-                self.trailers.extend(announced(&parts.headers));
-            }
-        }
-        head.extend_from_slice(b"\r\n");
+    /// Lets trailers through that the head announced.
+    pub fn announce_trailers(&mut self, headers: &HeaderMap) {
+        self.trailers.extend(announced(headers));
     }
 
-    /// Was the whole request handed to the socket?
+    /// Was the whole message handed to the socket?
     pub fn is_done(&self) -> bool {
         self.body.is_none() && self.is_empty() && self.is_flushed
     }
@@ -122,28 +94,34 @@ impl Sending {
         self.plain.is_empty() && self.piece.is_empty()
     }
 
-    /// Gives back the room that a large head took.
+    /// Gives back the room that heads took.
     pub fn rest(&mut self) {
-        if self.is_done() && self.plain.capacity() > SMALL {
+        if self.is_done() {
             self.plain = BytesMut::new();
         }
     }
 
-    /// Can any byte of this request have left?
+    pub fn ends_with_connection(&self) -> bool {
+        self.ending == Ending::Close
+    }
+
+    /// Can any byte of this message have left?
     pub fn may_have_left(&self) -> bool {
         self.sent != 0
     }
 
-    /// The body, if the request can be sent as a whole once more: not a byte of it left, and nothing was taken out of it.
-    pub fn take_back(&mut self) -> Option<RequestBody> {
-        if self.may_have_left() || self.is_touched {
-            return None;
-        }
-        Some(self.body.take().unwrap_or(RequestBody::Empty))
+    /// Can the message be sent as a whole once more: did not a byte of it leave, and was nothing taken out of its body?
+    pub fn is_untouched(&self) -> bool {
+        !self.may_have_left() && !self.is_touched
+    }
+
+    /// What is left of the body.
+    pub fn take_body(&mut self) -> Option<B> {
+        self.body.take()
     }
 
     /// Writes as much as can be written. Ready when all is.
-    pub fn poll(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
+    pub fn poll(&mut self, stream: &mut (impl AsyncWrite + Unpin), cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
         loop {
             // A large piece is written before the next is asked for: the client feels the upstream's pace.
             if self.piece.is_empty() && self.plain.len() < SMALL {
@@ -207,21 +185,22 @@ impl Sending {
         if data.is_empty() {
             return Ok(());
         }
-        match &mut self.framing {
-            Framing::Length(left) => {
+        match &mut self.ending {
+            Ending::Length(left) => {
                 let rest = left.checked_sub(data.len() as u64);
                 *left = rest.ok_or_else(|| io::Error::other("the body is longer than it said"))?;
             }
-            Framing::Chunked => {
+            Ending::Chunked => {
                 self.plain.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
             }
+            Ending::Close => {}
         }
         let is_last = self.body.as_ref().is_some_and(Body::is_end_stream);
         match data.len() < SMALL {
             true => self.plain.extend_from_slice(&data),
             false => self.piece = data,
         }
-        if self.framing == Framing::Chunked {
+        if self.ending == Ending::Chunked {
             self.append(b"\r\n");
         }
         if is_last { self.end(&HeaderMap::new()) } else { Ok(()) }
@@ -229,10 +208,10 @@ impl Sending {
 
     fn end(&mut self, trailers: &HeaderMap) -> io::Result<()> {
         self.body = None;
-        match self.framing {
-            Framing::Length(0) => Ok(()),
-            Framing::Length(_) => Err(io::Error::other("the body is shorter than it said")),
-            Framing::Chunked => {
+        match self.ending {
+            Ending::Length(0) | Ending::Close => Ok(()),
+            Ending::Length(_) => Err(io::Error::other("the body is shorter than it said")),
+            Ending::Chunked => {
                 let mut last = BytesMut::from(&b"0\r\n"[..]);
                 for (name, value) in trailers {
                     if self.trailers.contains(name) && may_trail(name) {
@@ -252,7 +231,7 @@ impl Sending {
     }
 }
 
-fn put_line(head: &mut BytesMut, name: &str, value: &[u8]) {
+pub(crate) fn put_line(head: &mut BytesMut, name: &str, value: &[u8]) {
     for piece in [name.as_bytes(), b": ", value, b"\r\n"] {
         head.extend_from_slice(piece);
     }
