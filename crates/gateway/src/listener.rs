@@ -4,8 +4,8 @@
 use crate::access_log::Entry;
 use crate::body::ResponseBody;
 use crate::config::GatewayError;
-use crate::downstream::http1::House;
-use crate::downstream::{self, ClientBody, ClientStream};
+use crate::downstream::http1::{self, House};
+use crate::downstream::{ClientBody, ClientStream};
 use crate::forward::{self, Next};
 use crate::headers::{self, Seen};
 use crate::limits::{Entrance, Linger, Paced, Patience, PerClient, Place, Reason};
@@ -144,10 +144,6 @@ impl Listener {
         Ok((Peer::new(address, self.acceptor.is_some()), place))
     }
 
-    fn paced(&self, stream: TcpStream) -> (Paced<TcpStream>, Linger) {
-        Paced::new(stream, self.patience.answer, self.entrance.clone())
-    }
-
     fn turned_away(&self, reason: Reason, error: impl Into<Trouble>) -> Trouble {
         self.entrance.turn_away(reason);
         error.into()
@@ -275,43 +271,26 @@ pub(crate) async fn accept(
 
 type Trouble = Box<dyn std::error::Error + Send + Sync>;
 
-/// One connection from its first byte to its last.
+/// One connection from its first byte to its last. Whatever is over is boxed: a connection does not carry for ever what it needed to
+/// begin, nor the machinery of the other protocol.
 async fn client(
-    mut stream: TcpStream,
+    stream: TcpStream,
     socket: SocketAddr,
     listener: Arc<Listener>,
     life: &Life,
 ) -> Result<(), Trouble> {
     stream.set_nodelay(true)?;
-    let (peer, _place) = tokio::select! {
-        admitted = listener.admit(&mut stream, socket.ip()) => admitted?,
-        () = life.closing.cancelled() => return Ok(()),
-    };
-    let (listener, life) = (&*listener, life);
-    let Some(Acceptor(acceptor)) = &listener.acceptor else {
-        let first = tokio::time::timeout(FIRST_BYTE_PATIENCE, speaks_http2(&stream));
-        let is_http2 = tokio::select! {
-            first = first => first??,
-            () = life.closing.cancelled() => return Ok(()),
-        };
-        let (stream, linger) = listener.paced(stream);
-        let visit = Visit { listener, peer, linger, life };
-        return visit.serve(ClientStream::Plain(stream), is_http2).await;
-    };
-    let (stream, linger) = listener.paced(stream);
-    // Boxed, so that a connection does not carry its handshake for ever.
-    let handshake = Box::pin(tokio::time::timeout(listener.patience.handshake, acceptor.accept(stream)));
-    let stream = tokio::select! {
-        handshake = handshake => match handshake {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(listener.turned_away(Reason::Handshake, error)),
-            Err(late) => return Err(listener.turned_away(Reason::Handshake, late)),
-        },
-        () = life.closing.cancelled() => return Ok(()),
-    };
-    let is_http2 = tls::is_http2(&stream);
-    let visit = Visit { listener, peer, linger, life };
-    visit.serve(ClientStream::Tls(Box::new(stream)), is_http2).await
+    let begun = Box::pin(async {
+        tokio::select! {
+            visit = Visit::begin(stream, socket, &listener, life) => visit.map(Some),
+            () = life.closing.cancelled() => Ok(None),
+        }
+    });
+    let Some((visit, _place)) = begun.await? else { return Ok(()) };
+    match visit.is_http2 {
+        true => visit.http2().await,
+        false => visit.http1().await,
+    }
 }
 
 /// Looks at the first bytes without taking them: HTTP/2 with prior knowledge begins with a preface, which is no request. All
@@ -337,6 +316,8 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 
 /// A client that was let in.
 struct Visit<'a> {
+    stream: ClientStream,
+    is_http2: bool,
     listener: &'a Listener,
     peer: Peer,
     linger: Linger,
@@ -344,33 +325,56 @@ struct Visit<'a> {
 }
 
 impl<'a> Visit<'a> {
-    /// Boxed, and made where it stays: a connection carries neither the machinery of the other protocol nor its own twice.
-    fn serve(self, stream: ClientStream, is_http2: bool) -> BoxFuture<'a, Result<(), Trouble>> {
-        match is_http2 {
-            true => self.http2(stream).boxed(),
-            false => self.http1(stream).boxed(),
-        }
+    /// Settles what is settled once: who it is, TLS, and the protocol.
+    async fn begin(
+        mut stream: TcpStream,
+        socket: SocketAddr,
+        listener: &'a Listener,
+        life: &'a Life,
+    ) -> Result<(Self, Option<Place>), Trouble> {
+        let (peer, place) = listener.admit(&mut stream, socket.ip()).await?;
+        let pace = |stream| Paced::new(stream, listener.patience.answer, listener.entrance.clone());
+        let (stream, is_http2, linger) = match &listener.acceptor {
+            None => {
+                let is_http2 = tokio::time::timeout(FIRST_BYTE_PATIENCE, speaks_http2(&stream)).await??;
+                let (stream, linger) = pace(stream);
+                (ClientStream::Plain(stream), is_http2, linger)
+            }
+            Some(Acceptor(acceptor)) => {
+                let (stream, linger) = pace(stream);
+                let handshake = acceptor.accept(stream);
+                let stream = match tokio::time::timeout(listener.patience.handshake, handshake).await {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(error)) => return Err(listener.turned_away(Reason::Handshake, error)),
+                    Err(late) => return Err(listener.turned_away(Reason::Handshake, late)),
+                };
+                let is_http2 = tls::is_http2(&stream);
+                (ClientStream::Tls(Box::new(stream)), is_http2, linger)
+            }
+        };
+        Ok((Self { stream, is_http2, listener, peer, linger, life }, place))
     }
 
-    fn http1(self, stream: ClientStream) -> impl Future<Output = Result<(), Trouble>> + Send + use<'a> {
-        let Self { listener, peer, linger, life } = self;
+    fn http1(self) -> BoxFuture<'a, Result<(), Trouble>> {
+        let Self { stream, listener, peer, linger, life, .. } = self;
         let house = House {
             head_patience: listener.patience.head,
             entrance: listener.entrance.clone(),
             shed: life.shed.clone(),
             linger,
         };
-        let served = downstream::http1::serve(stream, house, move |request| listener.look_at(&peer, request));
-        async move {
+        let mut visit = http1::Visit::new(stream, house);
+        let serve = async move {
             tokio::select! {
-                served = served => Ok(served?),
+                served = visit.serve(|request| listener.look_at(&peer, request)) => Ok(served?),
                 () = life.kill.cancelled() => Ok(()),
             }
-        }
+        };
+        serve.boxed()
     }
 
-    fn http2(self, stream: ClientStream) -> impl Future<Output = Result<(), Trouble>> + Send + use<'a> {
-        let Self { listener, peer, life, .. } = self;
+    fn http2(self) -> BoxFuture<'a, Result<(), Trouble>> {
+        let Self { stream, listener, peer, life, .. } = self;
         let mut leaving = life.shed.leaving();
         let handler = service_fn(move |request: Request<Incoming>| {
             let next = listener.look_at(&peer, request.map(ClientBody::Http2));
@@ -386,7 +390,7 @@ impl<'a> Visit<'a> {
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(stream), handler);
         let mut connection = Box::pin(connection);
-        async move {
+        let serve = async move {
             tokio::select! {
                 result = connection.as_mut() => return Ok(result?),
                 () = poll_fn(|cx| leaving.poll(true, cx)) => connection.as_mut().graceful_shutdown(),
@@ -395,7 +399,8 @@ impl<'a> Visit<'a> {
                 result = connection => Ok(result?),
                 () = life.kill.cancelled() => Ok(()),
             }
-        }
+        };
+        serve.boxed()
     }
 }
 

@@ -58,7 +58,7 @@ fn refusal(error: httparse::Error) -> Refusal {
 ///
 /// # Errors
 /// It is not HTTP/1, too large, or could be read in two ways; the connection cannot go on.
-pub(super) fn head(read: &mut BytesMut) -> Result<Option<Head>, Refusal> {
+pub(super) fn head(read: &mut BytesMut) -> Result<Option<Box<Head>>, Refusal> {
     let mut lines = [const { MaybeUninit::uninit() }; MOST_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
     let length = match parsed.parse_with_uninit_headers(read, &mut lines).map_err(refusal)? {
@@ -96,7 +96,7 @@ pub(super) fn head(read: &mut BytesMut) -> Result<Option<Head>, Refusal> {
         expects: version == Version::HTTP_11 && body != Remaining::Nothing && framing.expects,
         takes_trailers: framing.takes_trailers,
     };
-    Ok(Some(Head { parts, body, terms }))
+    Ok(Some(Box::new(Head { parts, body, terms })))
 }
 
 /// Goes over empty lines before a request (RFC 9112 section 2.2).
@@ -116,11 +116,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(text: &str) -> Result<Option<Head>, Refusal> {
+    fn read(text: &str) -> Result<Option<Box<Head>>, Refusal> {
         head(&mut BytesMut::from(text))
     }
 
-    fn with(lines: &str) -> Result<Option<Head>, Refusal> {
+    fn with(lines: &str) -> Result<Option<Box<Head>>, Refusal> {
         read(&format!("POST /path?q=1 HTTP/1.1\r\nHost: a\r\n{lines}\r\n\r\n"))
     }
 

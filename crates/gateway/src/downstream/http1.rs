@@ -14,6 +14,7 @@ use crate::shed::{Leaving, Shed};
 use http::{Request, Response, StatusCode, Version};
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -46,39 +47,8 @@ impl From<io::Error> for End {
     }
 }
 
-/// Serves a client to the end of its connection. `look_at` says what becomes of a request.
-///
-/// # Errors
-/// The client broke off, or was too slow.
-pub(crate) async fn serve(
-    stream: ClientStream,
-    house: House,
-    look_at: impl Fn(Request<ClientBody>) -> Next,
-) -> io::Result<()> {
-    let leaving = house.shed.leaving();
-    let wire = Shared::new(stream);
-    let mut visit =
-        Visit { wire, house, leaving, alarm: Alarm::default(), outgoing: Outgoing::new(), was_served: false };
-    loop {
-        let goes_on = match visit.next().await {
-            Ok(Some(head)) => visit.answer(head, &look_at).await?,
-            Ok(None) => false,
-            Err(End::Refused(refusal)) => visit.refuse(refusal).await?,
-            Err(End::Broken(error)) => return Err(error),
-        };
-        if !goes_on {
-            break;
-        }
-    }
-    let stream = visit.wire.lock().take_stream();
-    match stream {
-        Some(mut stream) => stream.shutdown().await,
-        // It left HTTP behind.
-        None => Ok(()),
-    }
-}
-
-struct Visit {
+/// A client's connection from its first request to its last.
+pub(crate) struct Visit {
     wire: Shared,
     house: House,
     leaving: Leaving,
@@ -88,8 +58,44 @@ struct Visit {
 }
 
 impl Visit {
+    pub fn new(stream: ClientStream, house: House) -> Self {
+        Self {
+            wire: Shared::new(stream),
+            leaving: house.shed.leaving(),
+            house,
+            alarm: Alarm::default(),
+            outgoing: Outgoing::new(),
+            was_served: false,
+        }
+    }
+
+    /// Serves the client to the end of its connection. `look_at` says what becomes of a request.
+    ///
+    /// # Errors
+    /// The client broke off, or was too slow.
+    pub async fn serve(&mut self, look_at: impl Fn(Request<ClientBody>) -> Next) -> io::Result<()> {
+        loop {
+            let goes_on = match self.next().await {
+                // Boxed: made for this request and gone with it.
+                Ok(Some(head)) => Box::pin(self.answer(head, &look_at)).await?,
+                Ok(None) => false,
+                Err(End::Refused(refusal)) => Box::pin(self.refuse(refusal)).await?,
+                Err(End::Broken(error)) => return Err(error),
+            };
+            if !goes_on {
+                break;
+            }
+        }
+        let stream = self.wire.lock().take_stream();
+        match stream {
+            Some(mut stream) => stream.shutdown().await,
+            // It left HTTP behind.
+            None => Ok(()),
+        }
+    }
+
     /// The head of the next request; `None` when there is none to come.
-    async fn next(&mut self) -> Result<Option<Head>, End> {
+    async fn next(&mut self) -> Result<Option<Box<Head>>, End> {
         let Self { wire, house, leaving, alarm, outgoing, was_served } = self;
         // Set when it has to be waited for.
         let mut deadline: Option<(Instant, bool)> = None;
@@ -142,16 +148,15 @@ impl Visit {
     }
 
     /// Answers one request. False when the connection ends with it.
-    async fn answer(&mut self, head: Head, look_at: &impl Fn(Request<ClientBody>) -> Next) -> io::Result<bool> {
-        let Head { parts, terms, .. } = head;
+    async fn answer(&mut self, head: Box<Head>, look_at: &impl Fn(Request<ClientBody>) -> Next) -> io::Result<bool> {
+        let Head { parts, terms, .. } = *head;
         self.was_served = true;
         let body = ClientBody::Http1(self.wire.incoming());
         let next = look_at(Request::from_parts(parts, body));
         let response = match next {
             Next::Answer(response) => *response,
-            // Made for this request and gone with it.
             Next::Forward(_) => {
-                let mut serving = Box::pin(forward::serve(next));
+                let mut serving = pin!(forward::serve(next));
                 let answered = poll_fn(|cx| match serving.as_mut().poll(cx) {
                     Poll::Ready(response) => Poll::Ready(Some(response)),
                     Poll::Pending => self.wire.lock().poll_gone(cx).map(|()| None),

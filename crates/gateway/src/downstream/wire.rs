@@ -72,7 +72,7 @@ impl Shared {
 
 impl Wire {
     /// Takes the next request's head out of what came.
-    pub fn take_head(&mut self) -> Result<Option<Head>, Refusal> {
+    pub fn take_head(&mut self) -> Result<Option<Box<Head>>, Refusal> {
         if self.looked_at == 0 {
             head::skip_empty_lines(&mut self.read);
         }

@@ -19,4 +19,5 @@ mod support;
 mod switch;
 mod tls;
 mod upstreams;
+mod wire;
 mod writes;
