@@ -72,7 +72,10 @@ pub(crate) enum RequestBody {
 
 impl RequestBody {
     /// The client's body, unread until the upstream wants it.
-    pub fn passing(incoming: ClientBody, limits: impl FnOnce() -> BodyLimits) -> (Self, Option<Arc<Progress>>) {
+    pub fn passing(
+        incoming: ClientBody,
+        limits: impl FnOnce() -> BodyLimits,
+    ) -> (Self, Option<Arc<Progress>>) {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
         }

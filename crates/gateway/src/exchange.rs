@@ -2,6 +2,7 @@
 //! Every request has exactly one exchange and every exchange finishes exactly once.
 
 use crate::access_log::Entry;
+use crate::answer::AnswerHead;
 use crate::body::Progress;
 use crate::gate::{Session, Ticket};
 use crate::service::{Class, Service};
@@ -9,7 +10,7 @@ use crate::shadow::Tap;
 use crate::split::ClientId;
 use crate::upstream::{Connection, Failed};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, StatusCode, response};
+use http::{HeaderValue, Method, StatusCode};
 use rehome_part::Side;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -110,7 +111,7 @@ impl Exchange {
     }
 
     /// Waits for the head of the answer, as long as it may take.
-    pub async fn answer(&mut self) -> Option<Result<response::Parts, Failed>> {
+    pub async fn answer(&mut self) -> Option<Result<AnswerHead, Failed>> {
         let patience = self.service.plan.upstream_timeout;
         self.connection.as_mut()?.answer(patience, self.progress.as_ref()).await
     }

@@ -1,6 +1,7 @@
 //! One request from its head to the head of its answer: class, side, the wait at the gate, the send, and what the client hears
 //! when it fails. A write is handed to an upstream at most once; a read without a body may be sent again.
 
+use crate::answer::{Answer, AnswerHead, Headers, Passed};
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::host_value;
 use crate::downstream::ClientBody;
@@ -8,16 +9,16 @@ use crate::exchange::{Exchange, Outcome};
 use crate::gate::Label;
 use crate::headers::{self, Seen};
 use crate::hold::Full;
+use crate::http1::{MAX_HEAD, Unclear};
 use crate::limits::{self, BodyLimits, Cut, Reason};
 use crate::origin::Origin;
-use crate::http1::MAX_HEAD;
 use crate::service::{Class, Service};
 use crate::session;
 use crate::split::ClientId;
 use crate::upstream::{Connection, Failed, Head, Member};
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Version, request, response};
+use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body::Body;
 use rehome_part::Side;
 use rehome_spec::UpstreamHttp;
@@ -31,9 +32,9 @@ const BODY_BUFFER: u64 = 64 << 10;
 const REPEATS: u32 = 2;
 
 /// Answers one request that was looked at.
-pub(crate) async fn serve(next: Next) -> Response<ResponseBody> {
+pub(crate) async fn serve(next: Next) -> Answer {
     match next {
-        Next::Answer(response) => *response,
+        Next::Answer(response) => (*response).into(),
         Next::Forward(asked) if asked.exchange.class == Class::Read => read(asked).await,
         // Boxed: a connection keeps room for what its future may hold, also while it idles.
         Next::Forward(asked) => Box::pin(write(asked)).await,
@@ -180,7 +181,7 @@ fn head_bytes<B>(request: &Request<B>) -> u64 {
 }
 
 /// A read: to the side its client belongs to; what cannot connect there goes to the owner.
-async fn read(mut asked: Box<Asked>) -> Response<ResponseBody> {
+async fn read(mut asked: Box<Asked>) -> Answer {
     let service = asked.exchange.service.clone();
     let mut side = service.side_of_read(asked.exchange.client, asked.exchange.address);
     let is_empty = asked.body.as_ref().is_none_or(Body::is_end_stream);
@@ -207,7 +208,7 @@ async fn read(mut asked: Box<Asked>) -> Response<ResponseBody> {
                     continue;
                 }
                 let text = "the service cannot be reached\n";
-                return refuse(asked.exchange, StatusCode::BAD_GATEWAY, text, Outcome::NotSent);
+                return refuse(asked.exchange, StatusCode::BAD_GATEWAY, text, Outcome::NotSent).into();
             }
         };
         if let Some(took) = connecting {
@@ -230,14 +231,14 @@ async fn read(mut asked: Box<Asked>) -> Response<ResponseBody> {
             Err(Failure::TimedOut) => {
                 asked.exchange.side_failed(side);
                 let text = "the service did not answer\n";
-                return refuse(asked.exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown);
+                return refuse(asked.exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown).into();
             }
             Err(Failure::Broken) => match again {
                 Some(next) if service.may_repeat() => {
                     (side, fresh) = next;
                     repeats += 1;
                 }
-                _ => return broken_read(asked.exchange, side),
+                _ => return broken_read(asked.exchange, side).into(),
             },
         }
         asked.exchange.side_failed(side);
@@ -258,11 +259,7 @@ enum Failure {
     Broken,
 }
 
-async fn send_read(
-    asked: &mut Asked,
-    side: Side,
-    mut connection: Connection,
-) -> Result<response::Parts, Failure> {
+async fn send_read(asked: &mut Asked, side: Side, mut connection: Connection) -> Result<AnswerHead, Failure> {
     let Some(body) = asked.body.take() else { return Err(Failure::Broken) };
     let exchange = &mut asked.exchange;
     exchange.sending(side);
@@ -299,14 +296,14 @@ async fn send_read(
 }
 
 /// A write or a session: through the gate, to the owner, once.
-async fn write(mut asked: Box<Asked>) -> Response<ResponseBody> {
+async fn write(mut asked: Box<Asked>) -> Answer {
     let service = asked.exchange.service.clone();
     let (side, connection) = loop {
         let exchange = &mut asked.exchange;
         let label = Label { method: exchange.method.clone(), path: exchange.path.clone() };
         match service.gate.enter(label, asked.waiting_bytes).await {
             Ok(ticket) => exchange.admitted(ticket),
-            Err(full) => return full_response(asked.exchange, full),
+            Err(full) => return full_response(asked.exchange, full).into(),
         }
         let side = side_of_write(exchange);
         let taken = service.side(side).group.take(true).await;
@@ -322,7 +319,7 @@ async fn write(mut asked: Box<Asked>) -> Response<ResponseBody> {
                 }
                 break (side, connection);
             }
-            Err(error) => return unreachable_write(asked.exchange, side, &error),
+            Err(error) => return unreachable_write(asked.exchange, side, &error).into(),
         }
     };
     let was_held = asked.exchange.ticket.as_ref().is_some_and(|ticket| ticket.held.is_some());
@@ -347,17 +344,17 @@ fn side_of_write(exchange: &Exchange) -> Side {
     ticket.owner
 }
 
-async fn send_write(mut asked: Box<Asked>, side: Side, mut connection: Connection) -> Response<ResponseBody> {
+async fn send_write(mut asked: Box<Asked>, side: Side, mut connection: Connection) -> Answer {
     asked.exchange.sending(side);
     loop {
         let sent_at = Instant::now();
         // Handed over once, and here again only when not a byte of it left.
-        let Some(body) = asked.body.take() else { return internal() };
+        let Some(body) = asked.body.take() else { return internal().into() };
         connection.begin(&asked.head, body);
         asked.exchange.connection = Some(connection);
         let mut following = Following(Some(asked));
         let answer = following.answer().await;
-        let Some(back) = following.0.take() else { return internal() };
+        let Some(back) = following.0.take() else { return internal().into() };
         asked = back;
         let exchange = &mut asked.exchange;
         match answer {
@@ -365,14 +362,17 @@ async fn send_write(mut asked: Box<Asked>, side: Side, mut connection: Connectio
             Some(Ok(answer)) if asked.upgrade.is_none() && is_upgrade(answer.status) => {
                 exchange.side_failed(side);
                 let text = "the service changed the protocol unasked; whether it did the work is not known\n";
-                return refuse(asked.exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown);
+                return refuse(asked.exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown).into();
             }
             Some(Ok(answer)) => {
-                let sets_cookie = answer.headers.contains_key(header::SET_COOKIE);
+                let sets_cookie = answer.sets_cookie();
                 exchange.answered(answer.status, sent_at.elapsed(), sets_cookie);
                 let Asked { exchange, upgrade, .. } = *asked;
                 return match upgrade {
-                    Some(wanted) if is_upgrade(answer.status) => session::begin(exchange, wanted, answer),
+                    Some(wanted) if is_upgrade(answer.status) => match answer.into_parts() {
+                        Ok(parts) => session::begin(exchange, wanted, parts).into(),
+                        Err(unclear) => unclear_answer(exchange, unclear).into(),
+                    },
                     _ => respond(exchange, answer),
                 };
             }
@@ -383,18 +383,18 @@ async fn send_write(mut asked: Box<Asked>, side: Side, mut connection: Connectio
                     Ok(_) if exchange.ticket.as_ref().is_some_and(|ticket| ticket.is_stale()) => {
                         let text = "the gateway lost its lease; nothing was sent, please try again\n";
                         let status = StatusCode::SERVICE_UNAVAILABLE;
-                        return refuse(asked.exchange, status, text, Outcome::NotSent);
+                        return refuse(asked.exchange, status, text, Outcome::NotSent).into();
                     }
                     Ok((fresh, _)) => (asked.body, connection) = (Some(*unsent), fresh),
-                    Err(error) => return unreachable_write(asked.exchange, side, &error),
+                    Err(error) => return unreachable_write(asked.exchange, side, &error).into(),
                 }
             }
-            Some(Err(failed)) => return broken_write(asked.exchange, side, &failed),
+            Some(Err(failed)) => return broken_write(asked.exchange, side, &failed).into(),
             None => {
                 exchange.side_failed(side);
                 exchange.upstream_failed();
                 let text = "the service did not answer in time; whether it did the work is not known\n";
-                return refuse(asked.exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown);
+                return refuse(asked.exchange, StatusCode::GATEWAY_TIMEOUT, text, Outcome::Unknown).into();
             }
         }
     }
@@ -419,7 +419,7 @@ fn is_upgrade(status: StatusCode) -> bool {
 struct Following(Option<Box<Asked>>);
 
 impl Following {
-    async fn answer(&mut self) -> Option<Result<response::Parts, Failed>> {
+    async fn answer(&mut self) -> Option<Result<AnswerHead, Failed>> {
         self.0.as_mut()?.exchange.answer().await
     }
 }
@@ -438,7 +438,7 @@ impl Drop for Following {
                 answer = exchange.answer() => {
                     if let Some(Ok(answer)) = answer
                         && !is_upgrade(answer.status)
-                        && !headers::is_stream(&answer.headers)
+                        && !answer.is_stream()
                     {
                         exchange.status = answer.status;
                         return exchange.client_left();
@@ -452,16 +452,34 @@ impl Drop for Following {
 }
 
 /// The head and body of an answer, as the client gets them.
-fn respond(mut exchange: Exchange, mut parts: response::Parts) -> Response<ResponseBody> {
-    headers::prepare_response(&mut parts.headers, parts.version, &exchange.id);
-    parts.version = Version::HTTP_11;
-    if exchange.class != Class::Read && headers::is_stream(&parts.headers) {
+fn respond(mut exchange: Exchange, head: AnswerHead) -> Answer {
+    if exchange.class != Class::Read && head.is_stream() {
         exchange.become_session();
     }
+    let AnswerHead { status, version, reason, headers } = head;
+    let head = match headers {
+        Headers::Lines(lines) if exchange.tap.is_none() && Passed::suits(&lines) => {
+            let id = exchange.id.clone();
+            let body = ResponseBody::passing(exchange);
+            return Answer::Passed(Passed { status, version, reason, lines, id, body });
+        }
+        headers => AnswerHead { status, version, reason, headers },
+    };
+    let mut parts = match head.into_parts() {
+        Ok(parts) => parts,
+        Err(unclear) => return unclear_answer(exchange, unclear).into(),
+    };
+    headers::prepare_response(&mut parts.headers, parts.version, &exchange.id);
+    parts.version = Version::HTTP_11;
     if let Some(tap) = &mut exchange.tap {
         tap.head(&parts);
     }
-    Response::from_parts(parts, ResponseBody::passing(exchange))
+    Response::from_parts(parts, ResponseBody::passing(exchange)).into()
+}
+
+fn unclear_answer(exchange: Exchange, unclear: Unclear) -> Response<ResponseBody> {
+    let text = format!("the service's answer makes no sense: {unclear}\n");
+    refuse(exchange, StatusCode::BAD_GATEWAY, text, Outcome::Unknown)
 }
 
 fn full_response(exchange: Exchange, full: Full) -> Response<ResponseBody> {

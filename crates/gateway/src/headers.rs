@@ -134,12 +134,14 @@ pub(crate) fn wants_events(headers: &HeaderMap, seen: Seen) -> bool {
 
 /// Is this the head of an answer that may never end?
 pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|value| {
-        let value = value.as_bytes();
-        value.starts_with(b"text/event-stream")
-            || value.starts_with(b"application/grpc")
-            || value.starts_with(b"multipart/x-mixed-replace")
-    })
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| is_stream_type(value.as_bytes()))
+}
+
+/// Is this the type of a body that may never end?
+pub(crate) fn is_stream_type(value: &[u8]) -> bool {
+    value.starts_with(b"text/event-stream")
+        || value.starts_with(b"application/grpc")
+        || value.starts_with(b"multipart/x-mixed-replace")
 }
 
 /// What a request's head gets besides the client's own headers, in front of none of which it has another line of the same name.
@@ -229,11 +231,16 @@ pub(crate) fn prepare_response(headers: &mut HeaderMap, version: Version, id: &H
 }
 
 fn via(version: Version) -> HeaderValue {
-    HeaderValue::from_static(match version {
+    HeaderValue::from_static(via_text(version))
+}
+
+/// This gateway in `Via`, with the version in which it got the message (RFC 9110 section 7.6.3).
+pub(crate) fn via_text(version: Version) -> &'static str {
+    match version {
         Version::HTTP_2 => "2 rehome",
         Version::HTTP_10 => "1.0 rehome",
         _ => "1.1 rehome",
-    })
+    }
 }
 
 fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &HeaderValue) {

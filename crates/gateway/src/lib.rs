@@ -3,6 +3,7 @@
 
 mod access_log;
 mod alarm;
+mod answer;
 mod asking;
 mod body;
 pub mod client;

@@ -8,11 +8,11 @@ use crate::downstream::http1::{self, House};
 use crate::downstream::{ClientBody, ClientStream};
 use crate::forward::{self, Next};
 use crate::headers::{self, Seen};
+use crate::http1::MAX_HEAD;
 use crate::limits::{Entrance, Linger, Paced, Patience, PerClient, Place, Reason};
 use crate::origin::{Origin, Peer, Trusted};
 use crate::proxy_protocol;
 use crate::route::{NoRoute, Routes};
-use crate::http1::MAX_HEAD;
 use crate::server::{FIRST_BYTE_PATIENCE, Life};
 use crate::service::Service;
 use crate::tls::{self, Certificates};
@@ -378,7 +378,7 @@ impl<'a> Visit<'a> {
         let mut leaving = life.shed.leaving();
         let handler = service_fn(move |request: Request<Incoming>| {
             let next = listener.look_at(&peer, request.map(ClientBody::Http2));
-            async move { Ok::<_, Infallible>(forward::serve(next).await) }
+            async move { Ok::<_, Infallible>(forward::serve(next).await.into_response()) }
         });
         let connection = http2::Builder::new(Streams(life.clone()))
             .timer(TokioTimer::new())

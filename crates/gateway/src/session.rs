@@ -116,6 +116,9 @@ async fn join(client: Upgrading, upstream: Option<Upgraded<Stream>>) {
     }
 }
 
-async fn pass(mut client: impl AsyncRead + AsyncWrite + Unpin, mut upstream: Upgraded<Stream>) -> io::Result<()> {
+async fn pass(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    mut upstream: Upgraded<Stream>,
+) -> io::Result<()> {
     tokio::io::copy_bidirectional(&mut client, &mut upstream).await.map(drop)
 }

@@ -47,9 +47,10 @@ const TOO_LARGE: Refusal =
 fn refusal(error: httparse::Error) -> Refusal {
     match error {
         httparse::Error::TooManyHeaders => TOO_LARGE,
-        httparse::Error::Version => {
-            Refusal { status: StatusCode::HTTP_VERSION_NOT_SUPPORTED, text: "HTTP/1.1 and 1.0 are spoken here" }
-        }
+        httparse::Error::Version => Refusal {
+            status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            text: "HTTP/1.1 and 1.0 are spoken here",
+        },
         _ => Unclear("the request is no HTTP/1").into(),
     }
 }
@@ -71,18 +72,17 @@ pub(super) fn head(read: &mut BytesMut) -> Result<Option<Box<Head>>, Refusal> {
     let target = parsed.path.unwrap_or_default();
     let start = (target.as_ptr() as usize).wrapping_sub(read.as_ptr() as usize);
     let target = start..start + target.len();
-    let lines = Lines::find(read, parsed.headers);
-    let text = read.split_to(length).freeze();
     let mut framing = Framing::default();
-    let headers = lines.collect(&text, 0, &mut framing)?;
+    let lines = Lines::find(read, parsed.headers, &mut framing)?;
+    let text = read.split_to(length).freeze();
+    let headers = lines.within(text.clone()).map(0)?;
     framing.check(version)?;
     if framing.length.is_some() && !framing.has_one_length {
         return Err(Unclear("a request has one length").into());
     }
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = method.map_err(|_| Unclear("the method is not valid"))?;
-    parts.uri =
-        Uri::from_maybe_shared(text.slice(target)).map_err(|_| Unclear("the target is not valid"))?;
+    parts.uri = Uri::from_maybe_shared(text.slice(target)).map_err(|_| Unclear("the target is not valid"))?;
     (parts.version, parts.headers) = (version, headers);
     let body = match (framing.is_chunked, framing.length) {
         (true, _) => Remaining::ChunkSize,

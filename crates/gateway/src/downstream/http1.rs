@@ -5,6 +5,7 @@ use super::head::{Head, Refusal, Terms};
 use super::wire::{Shared, Writer};
 use super::{ClientBody, ClientStream, answer};
 use crate::alarm::Alarm;
+use crate::answer::Answer;
 use crate::body::ResponseBody;
 use crate::forward::{self, Next};
 use crate::http1::{Outgoing, Stopped};
@@ -148,26 +149,30 @@ impl Visit {
     }
 
     /// Answers one request. False when the connection ends with it.
-    async fn answer(&mut self, head: Box<Head>, look_at: &impl Fn(Request<ClientBody>) -> Next) -> io::Result<bool> {
+    async fn answer(
+        &mut self,
+        head: Box<Head>,
+        look_at: &impl Fn(Request<ClientBody>) -> Next,
+    ) -> io::Result<bool> {
         let Head { parts, terms, .. } = *head;
         self.was_served = true;
         let body = ClientBody::Http1(self.wire.incoming());
         let next = look_at(Request::from_parts(parts, body));
-        let response = match next {
-            Next::Answer(response) => *response,
+        let answer = match next {
+            Next::Answer(response) => Answer::Ready(*response),
             Next::Forward(_) => {
                 let mut serving = pin!(forward::serve(next));
                 let answered = poll_fn(|cx| match serving.as_mut().poll(cx) {
-                    Poll::Ready(response) => Poll::Ready(Some(response)),
+                    Poll::Ready(answer) => Poll::Ready(Some(answer)),
                     Poll::Pending => self.wire.lock().poll_gone(cx).map(|()| None),
                 });
                 match answered.await {
-                    Some(response) => response,
+                    Some(answer) => answer,
                     None => return Err(left()),
                 }
             }
         };
-        self.send(response, terms).await
+        self.send(answer, terms).await
     }
 
     /// What came is no request, so where the next one would begin is not known.
@@ -183,14 +188,13 @@ impl Visit {
             expects: false,
             takes_trailers: false,
         };
-        self.send(response, terms).await
+        self.send(response.into(), terms).await
     }
 
     /// Sends an answer to its end. False when the connection ends with it.
-    async fn send(&mut self, response: Response<ResponseBody>, terms: Terms) -> io::Result<bool> {
-        let (parts, body) = response.into_parts();
-        let is_upgrade = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        if matches!(parts.status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
+    async fn send(&mut self, answer: Answer, terms: Terms) -> io::Result<bool> {
+        let status = answer.status();
+        if matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
             self.house.linger.ask();
         }
         let is_body_lost = {
@@ -199,8 +203,7 @@ impl Visit {
             wire.is_body_lost()
         };
         let ends = is_body_lost || self.house.shed.ends_with_answer() || self.leaving.is_asked();
-        let keeps = answer::begin(&mut self.outgoing, &parts, body, terms, terms.keeps && !ends);
-        drop(parts);
+        let keeps = answer::begin(&mut self.outgoing, answer, terms, !ends);
         let (wire, outgoing) = (&self.wire, &mut self.outgoing);
         let sent = poll_fn(|cx| match outgoing.poll(&mut Writer(wire), cx) {
             Poll::Ready(sent) => Poll::Ready(Some(sent)),
@@ -219,7 +222,7 @@ impl Visit {
             }
             None => return Err(left()),
         }
-        if is_upgrade {
+        if status == StatusCode::SWITCHING_PROTOCOLS {
             self.wire.lock().upgrade();
             return Ok(false);
         }

@@ -77,7 +77,10 @@ impl ClientStream {
     pub fn break_off(&self) {
         // With TLS the end that is not announced says so.
         if let Self::Plain(stream) = self {
-            stream.get_ref().set_zero_linger().unwrap_or_else(|error| tracing::debug!(%error, "cannot reset"));
+            stream
+                .get_ref()
+                .set_zero_linger()
+                .unwrap_or_else(|error| tracing::debug!(%error, "cannot reset"));
         }
     }
 }

@@ -3,21 +3,16 @@
 
 use super::ClientStream;
 use super::head::{self, Head, Refusal};
-use crate::http1::{Remaining, Taken, Upgraded};
+use crate::http1::{LARGEST_READ, Remaining, SMALLEST_READ, Taken, Upgraded, poll_read_some};
 use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
-use tokio_util::io::poll_read_buf;
 
-/// What is read at once to begin with, and at most; also how far is read ahead of a request that is under way.
-const SMALLEST_READ: usize = 8 << 10;
-const LARGEST_READ: usize = 64 << 10;
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 #[derive(Debug)]
@@ -78,7 +73,8 @@ impl Wire {
         }
         let is_news = self.read.get(self.looked_at..).is_some_and(|news| news.contains(&b'\n'));
         // The first piece is looked at in any case: what is no HTTP need not be waited for.
-        if self.read.is_empty() || self.looked_at > 0 && !is_news && self.read.len() < crate::http1::MAX_HEAD {
+        if self.read.is_empty() || self.looked_at > 0 && !is_news && self.read.len() < crate::http1::MAX_HEAD
+        {
             return Ok(None);
         }
         match head::head(&mut self.read)? {
@@ -100,14 +96,10 @@ impl Wire {
         !self.read.is_empty()
     }
 
-    /// Reads what there is; 0 at the end. Buffers nothing while nothing comes.
+    /// Reads what there is; 0 at the end.
     pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
-        let mut scratch = [const { MaybeUninit::<u8>::uninit() }; SMALLEST_READ];
-        let mut buffer = ReadBuf::uninit(&mut scratch);
-        ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
-        self.read.extend_from_slice(buffer.filled());
-        Poll::Ready(Ok(buffer.filled().len()))
+        poll_read_some(stream, cx, &mut self.read, SMALLEST_READ)
     }
 
     /// Reads more of a body: large ones in large pieces.
@@ -116,12 +108,8 @@ impl Wire {
             Some(left) => left.min(LARGEST_READ as u64) as usize,
             None => self.next_read,
         };
-        if wanted <= SMALLEST_READ {
-            return self.poll_read(cx);
-        }
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
-        self.read.reserve(wanted);
-        poll_read_buf(Pin::new(stream), cx, &mut self.read)
+        poll_read_some(stream, cx, &mut self.read, wanted)
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {

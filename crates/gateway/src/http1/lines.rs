@@ -1,9 +1,9 @@
-//! The lines of a head: out of the parser into a header map that shares the bytes they came in, and what they say of the body and
-//! of the connection (RFC 9112 sections 6 and 9.3). What two parsers could read differently is refused.
+//! The lines of a head in the bytes they came in, a header map of them where one is wanted, and what they say of the body and of the
+//! connection (RFC 9112 sections 6 and 9.3). What two parsers could read differently is refused.
 
 use bytes::Bytes;
 use http::Version;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use std::io;
 
 /// Lines of a head or of trailers.
@@ -20,40 +20,127 @@ impl From<Unclear> for io::Error {
     }
 }
 
-/// Where names and values are in the bytes of a head: what the parser found, without its borrow of them.
-#[derive(Debug)]
+/// Headers that mean something to one connection or to the gateway, and all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Field {
+    Connection,
+    ContentLength,
+    ContentType,
+    Date,
+    Expect,
+    KeepAlive,
+    ProxyConnection,
+    RequestId,
+    SetCookie,
+    Te,
+    Trailer,
+    TransferEncoding,
+    Upgrade,
+    Via,
+    Other,
+}
+
+impl Field {
+    /// By its name, in any case.
+    pub fn of(name: &[u8]) -> Self {
+        // The length alone rules out nearly all.
+        let candidates: &[(&str, Self)] = match name.len() {
+            2 => &[("te", Self::Te)],
+            3 => &[("via", Self::Via)],
+            4 => &[("date", Self::Date)],
+            6 => &[("expect", Self::Expect)],
+            7 => &[("trailer", Self::Trailer), ("upgrade", Self::Upgrade)],
+            10 => &[
+                ("connection", Self::Connection),
+                ("keep-alive", Self::KeepAlive),
+                ("set-cookie", Self::SetCookie),
+            ],
+            12 => &[("content-type", Self::ContentType), ("x-request-id", Self::RequestId)],
+            14 => &[("content-length", Self::ContentLength)],
+            16 => &[("proxy-connection", Self::ProxyConnection)],
+            17 => &[("transfer-encoding", Self::TransferEncoding)],
+            _ => &[],
+        };
+        let begins =
+            |known: &str| known.as_bytes().first() == name.first().map(u8::to_ascii_lowercase).as_ref();
+        let mut found = candidates
+            .iter()
+            .filter(|(known, _)| begins(known) && name.eq_ignore_ascii_case(known.as_bytes()));
+        found.next().map_or(Self::Other, |(_, field)| *field)
+    }
+}
+
+/// Start and end; they fit, since a head is not longer than [`super::MAX_HEAD`].
+type Span = [u16; 2];
+
+/// The lines of a head in the bytes they came in.
+#[derive(Debug, Clone)]
 pub(crate) struct Lines {
-    /// Start and end of name and value; they fit, since a head is not longer than [`super::MAX_HEAD`].
-    spans: [[[u16; 2]; 2]; MOST_HEADERS],
-    count: usize,
+    text: Bytes,
+    lines: Vec<(Field, Span, Span)>,
+    seen: u16,
 }
 
 impl Lines {
-    /// `text` is what the parser read.
-    pub fn find(text: &[u8], parsed: &[httparse::Header<'_>]) -> Self {
+    /// All lines that the parser found in `text`, except those that concern this connection only and are noted in `framing`. The
+    /// bytes themselves follow, see [`Self::within`].
+    ///
+    /// # Errors
+    /// Where the body ends is not said in one way.
+    pub fn find(
+        text: &[u8],
+        parsed: &[httparse::Header<'_>],
+        framing: &mut Framing,
+    ) -> Result<Self, Unclear> {
         let start = text.as_ptr() as usize;
         let span = |piece: &[u8]| {
             let at = if piece.is_empty() { 0 } else { (piece.as_ptr() as usize).wrapping_sub(start) };
             [at as u16, (at + piece.len()) as u16]
         };
-        let mut lines = Self { spans: [[[0; 2]; 2]; MOST_HEADERS], count: parsed.len().min(MOST_HEADERS) };
-        for (place, line) in lines.spans.iter_mut().zip(parsed) {
-            *place = [span(line.name.as_bytes()), span(line.value)];
+        let (mut lines, mut seen) = (Vec::with_capacity(parsed.len()), 0);
+        for line in parsed {
+            let name = line.name.as_bytes();
+            let field = Field::of(name);
+            if framing.note(field, line.value)? {
+                lines.push((field, span(name), span(line.value)));
+                seen |= 1 << field as u16;
+            }
         }
-        lines
+        Ok(Self { text: Bytes::new(), lines, seen })
     }
 
-    /// All lines as they came, except those that concern this connection only and are noted in `framing`. `room`: for so many more.
-    pub fn collect(&self, text: &Bytes, room: usize, framing: &mut Framing) -> Result<HeaderMap, Unclear> {
-        let mut headers = HeaderMap::with_capacity(self.count + room);
-        for spans in self.spans.iter().take(self.count) {
-            let [name, value] = spans.map(|[start, end]| usize::from(start)..usize::from(end));
-            let name = HeaderName::from_bytes(&text[name]).map_err(|_| Unclear("a header has no name"))?;
-            let value = HeaderValue::from_maybe_shared(text.slice(value));
-            let value = value.map_err(|_| Unclear("a header's value is not valid"))?;
-            if framing.note(&name, value.as_bytes())? {
-                headers.append(name, value);
-            }
+    /// `text` holds the bytes where the lines were found, from the same place on.
+    pub fn within(mut self, text: Bytes) -> Self {
+        self.text = text;
+        self
+    }
+
+    pub fn has(&self, field: Field) -> bool {
+        self.seen & 1 << field as u16 != 0
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Field, &[u8], &[u8])> {
+        let piece = |[start, end]: Span| &self.text[usize::from(start)..usize::from(end)];
+        self.lines.iter().map(move |(field, name, value)| (*field, piece(*name), piece(*value)))
+    }
+
+    /// The first value of a header.
+    pub fn value(&self, field: Field) -> Option<&[u8]> {
+        if !self.has(field) {
+            return None;
+        }
+        self.iter().find(|line| line.0 == field).map(|line| line.2)
+    }
+
+    /// The same lines to be looked up by name, sharing their bytes. `room`: for so many more.
+    pub fn map(&self, room: usize) -> Result<HeaderMap, Unclear> {
+        let mut headers = HeaderMap::with_capacity(self.lines.len() + room);
+        for (_, name, value) in &self.lines {
+            let [name, value] = [name, value].map(|[start, end]| usize::from(*start)..usize::from(*end));
+            let name =
+                HeaderName::from_bytes(&self.text[name]).map_err(|_| Unclear("a header has no name"))?;
+            let value = HeaderValue::from_maybe_shared(self.text.slice(value));
+            headers.append(name, value.map_err(|_| Unclear("a header's value is not valid"))?);
         }
         Ok(headers)
     }
@@ -74,25 +161,27 @@ pub(crate) struct Framing {
 
 impl Framing {
     /// Notes one line. False when it is done with: it says something about this connection and nothing more.
-    fn note(&mut self, name: &HeaderName, value: &[u8]) -> Result<bool, Unclear> {
-        match *name {
-            header::CONNECTION => return Ok(self.note_connection(value)),
-            header::CONTENT_LENGTH => {
+    fn note(&mut self, field: Field, value: &[u8]) -> Result<bool, Unclear> {
+        match field {
+            Field::Connection => return Ok(self.note_connection(value)),
+            Field::ContentLength => {
                 let length = Some(length(value).ok_or(Unclear("a length that is none"))?);
                 if self.length.is_some() && self.length != length {
                     return Err(Unclear("a message with two lengths"));
                 }
                 (self.has_one_length, self.length) = (self.length.is_none(), length);
             }
-            header::TRANSFER_ENCODING => {
+            Field::TransferEncoding => {
                 if self.is_chunked || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(Unclear("the only transfer encoding here is chunked"));
                 }
                 self.is_chunked = true;
                 return Ok(false);
             }
-            header::EXPECT => self.expects = value.eq_ignore_ascii_case(b"100-continue"),
-            header::TE => self.takes_trailers |= words(value).any(|word| word.eq_ignore_ascii_case(b"trailers")),
+            Field::Expect => self.expects = value.eq_ignore_ascii_case(b"100-continue"),
+            Field::Te => {
+                self.takes_trailers |= words(value).any(|word| word.eq_ignore_ascii_case(b"trailers"))
+            }
             _ => {}
         }
         Ok(true)
@@ -140,4 +229,36 @@ fn length(digits: &[u8]) -> Option<u64> {
         return None;
     }
     std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_known_by_its_name_in_any_case() {
+        for (name, field) in [
+            ("connection", Field::Connection),
+            ("content-length", Field::ContentLength),
+            ("content-type", Field::ContentType),
+            ("date", Field::Date),
+            ("expect", Field::Expect),
+            ("keep-alive", Field::KeepAlive),
+            ("proxy-connection", Field::ProxyConnection),
+            ("x-request-id", Field::RequestId),
+            ("set-cookie", Field::SetCookie),
+            ("te", Field::Te),
+            ("trailer", Field::Trailer),
+            ("transfer-encoding", Field::TransferEncoding),
+            ("upgrade", Field::Upgrade),
+            ("via", Field::Via),
+        ] {
+            assert_eq!(Field::of(name.as_bytes()), field);
+            assert_eq!(Field::of(name.to_uppercase().as_bytes()), field);
+            assert_eq!(Field::of(format!("{name}s").as_bytes()), Field::Other);
+        }
+        for other in ["", "x", "host", "accept", "cookie", "location", "set-cookiE2", "authorization"] {
+            assert_eq!(Field::of(other.as_bytes()), Field::Other);
+        }
+    }
 }

@@ -3,11 +3,13 @@
 
 mod lines;
 mod outgoing;
+mod reading;
 mod remaining;
 mod upgraded;
 
-pub(crate) use lines::{Framing, Lines, MOST_HEADERS, Unclear};
+pub(crate) use lines::{Field, Framing, Lines, MOST_HEADERS, Unclear};
 pub(crate) use outgoing::{Ending, Outgoing, Stopped, put_line};
+pub(crate) use reading::{LARGEST_READ, SMALLEST_READ, poll_read_some};
 pub(crate) use remaining::{Remaining, Taken};
 pub(crate) use upgraded::Upgraded;
 

@@ -4,6 +4,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, header};
 use http_body::{Body, Frame};
+use std::cell::RefCell;
 use std::error::Error;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,6 +13,8 @@ use tokio::io::AsyncWrite;
 
 /// Pieces up to this size are written in one stroke with what is before them.
 const SMALL: usize = 4 << 10;
+/// Room for a usual head.
+const HEAD: usize = 768;
 
 /// How the reader knows where the body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +24,13 @@ pub(crate) enum Ending {
     Chunked,
     /// The end of the connection is the end of the body.
     Close,
+}
+
+/// Buffers that a thread keeps for the next message: an idle connection has none, and a busy one need not ask for its own each time.
+const MOST_SPARE: usize = 64;
+
+thread_local! {
+    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Debug)]
@@ -72,10 +82,15 @@ impl<B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Unpin> Outgoi
     pub fn begin(&mut self, ending: Ending, body: Option<B>) -> &mut BytesMut {
         debug_assert!(self.is_done(), "one message at a time");
         (self.sent, self.is_touched, self.is_flushed) = (0, false, false);
+        // A small body goes out in one piece with its head.
+        let small = body.as_ref().map_or(0, |body| body.size_hint().lower().min(SMALL as u64) as usize);
         (self.ending, self.body) = (ending, body);
         self.trailers.clear();
+        if self.plain.capacity() == 0 {
+            self.plain = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        }
         self.plain.clear();
-        self.plain.reserve(1024);
+        self.plain.reserve(HEAD + small);
         &mut self.plain
     }
 
@@ -96,9 +111,15 @@ impl<B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Unpin> Outgoi
 
     /// Gives back the room that heads took.
     pub fn rest(&mut self) {
-        if self.is_done() {
-            self.plain = BytesMut::new();
+        if !self.is_done() || self.plain.capacity() == 0 {
+            return;
         }
+        let plain = std::mem::take(&mut self.plain);
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < MOST_SPARE && plain.capacity() <= 2 * SMALL {
+                spare.push(plain);
+            }
+        });
     }
 
     pub fn ends_with_connection(&self) -> bool {
@@ -121,7 +142,11 @@ impl<B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Unpin> Outgoi
     }
 
     /// Writes as much as can be written. Ready when all is.
-    pub fn poll(&mut self, stream: &mut (impl AsyncWrite + Unpin), cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
+    pub fn poll(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Stopped>> {
         loop {
             // A large piece is written before the next is asked for: the client feels the upstream's pace.
             if self.piece.is_empty() && self.plain.len() < SMALL {
@@ -215,7 +240,7 @@ impl<B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Unpin> Outgoi
                 let mut last = BytesMut::from(&b"0\r\n"[..]);
                 for (name, value) in trailers {
                     if self.trailers.contains(name) && may_trail(name) {
-                        put_line(&mut last, name.as_str(), value.as_bytes());
+                        put_line(&mut last, name.as_str().as_bytes(), value.as_bytes());
                     }
                 }
                 last.extend_from_slice(b"\r\n");
@@ -231,8 +256,10 @@ impl<B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Unpin> Outgoi
     }
 }
 
-pub(crate) fn put_line(head: &mut BytesMut, name: &str, value: &[u8]) {
-    for piece in [name.as_bytes(), b": ", value, b"\r\n"] {
+/// Writes one line of a head; with one reservation, since there are many.
+pub(crate) fn put_line(head: &mut BytesMut, name: &[u8], value: &[u8]) {
+    head.reserve(name.len() + value.len() + 4);
+    for piece in [name, b": ", value, b"\r\n"] {
         head.extend_from_slice(piece);
     }
 }

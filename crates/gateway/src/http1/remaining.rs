@@ -146,14 +146,14 @@ fn trailers(read: &mut BytesMut) -> Result<Option<HeaderMap>, Unclear> {
     let mut parsed = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let (length, lines) = match httparse::parse_headers(read, &mut parsed) {
         Ok(Status::Complete((length, parsed))) if length <= LONGEST_TRAILERS => {
-            (length, Lines::find(read, parsed))
+            (length, Lines::find(read, parsed, &mut Framing::default())?)
         }
         Ok(Status::Partial) if read.len() <= LONGEST_TRAILERS => return Ok(None),
         Ok(_) => return Err(Unclear("the trailers are too large")),
         Err(_) => return Err(Unclear("the trailers make no sense")),
     };
     let text = read.split_to(length).freeze();
-    lines.collect(&text, 0, &mut Framing::default()).map(Some)
+    lines.within(text).map(0).map(Some)
 }
 
 #[cfg(test)]
@@ -162,7 +162,11 @@ mod tests {
     use proptest::prelude::*;
 
     /// The whole body, however it is cut into pieces; `None` when it is not over.
-    fn body(mut remaining: Remaining, bytes: &[u8], cut: usize) -> Result<Option<(Vec<u8>, HeaderMap)>, Unclear> {
+    fn body(
+        mut remaining: Remaining,
+        bytes: &[u8],
+        cut: usize,
+    ) -> Result<Option<(Vec<u8>, HeaderMap)>, Unclear> {
         let (mut read, mut body, mut trailing) = (BytesMut::new(), Vec::new(), HeaderMap::new());
         for piece in bytes.chunks(cut.max(1)) {
             read.extend_from_slice(piece);

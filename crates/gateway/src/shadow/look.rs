@@ -122,7 +122,8 @@ async fn ask(service: &Service, side: Side, head: &Head) -> Result<(Answer, Dura
     let (mut connection, _) = service.side(side).group.take(false).await.map_err(|_| Blind::NoAnswer)?;
     let began = Instant::now();
     connection.begin(head, RequestBody::Empty);
-    let Some(Ok(mut parts)) = connection.answer(LONGEST, None).await else { return Err(Blind::NoAnswer) };
+    let Some(Ok(head)) = connection.answer(LONGEST, None).await else { return Err(Blind::NoAnswer) };
+    let mut parts = head.into_parts().map_err(|_| Blind::NoAnswer)?;
     let took = began.elapsed();
     let mut whole = BytesMut::from(connection.take_whole().unwrap_or_default());
     while let Some(frame) = poll_fn(|cx| connection.poll_frame(cx)).await {

@@ -16,11 +16,12 @@ pub(crate) use member::Member;
 pub(crate) use stream::Stream;
 
 use crate::alarm::Alarm;
+use crate::answer::AnswerHead;
 use crate::body::{Progress, RequestBody};
 use crate::headers::Added;
 use crate::http1::Upgraded;
 use bytes::Bytes;
-use http::{Request, Response, request, response};
+use http::{Request, Response, request};
 use http_body::{Body, Frame, SizeHint};
 use http1::Http1;
 use hyper::body::Incoming;
@@ -90,7 +91,7 @@ impl Http2 {
         self.asking = Some(Box::pin(self.sender.try_send_request(request)));
     }
 
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, Failed>> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<AnswerHead, Failed>> {
         let asked = match &mut self.asking {
             Some(asking) => ready!(asking.as_mut().poll(cx)),
             None => return Poll::Ready(Err(io::Error::other("nothing was asked on this stream").into())),
@@ -100,7 +101,7 @@ impl Http2 {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
                 self.body = (!body.is_end_stream()).then_some(body);
-                Ok(parts)
+                Ok(parts.into())
             }
             // Handed back is only what never became a stream.
             Err(mut error) => {
@@ -141,7 +142,7 @@ impl Connection {
         &mut self,
         patience: Duration,
         progress: Option<&Arc<Progress>>,
-    ) -> Option<Result<response::Parts, Failed>> {
+    ) -> Option<Result<AnswerHead, Failed>> {
         let mut deadline = Instant::now() + patience;
         poll_fn(|cx| {
             if let Poll::Ready(answer) = self.poll_answer(cx) {
@@ -158,7 +159,7 @@ impl Connection {
         .await
     }
 
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, Failed>> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<AnswerHead, Failed>> {
         match &mut self.kind {
             Kind::Http1(line) => line.poll_answer(cx),
             Kind::Http2(stream) => stream.poll_answer(cx),

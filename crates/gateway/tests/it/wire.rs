@@ -114,12 +114,15 @@ async fn answers_without_bodies_end_with_their_heads() {
     let mut heads = Vec::new();
     for (_, path) in asked {
         let head = answer(&mut stream, if path == "/last" { 4 } else { 0 }).await.0;
+        // Lines go as the upstream wrote them.
+        let head = head.replace("\r\nDate: ", "\r\ndate: ").replace("Content-Length", "content-length");
         assert_eq!(head.matches("\r\ndate: ").count(), 1, "{head}");
         heads.push(head);
     }
-    let length = |head: &str| head.split_once("content-length: ").map(|(_, rest)| rest[..2].trim().to_owned());
-    let lengths: Vec<_> = heads.iter().map(|head| length(head)).collect();
-    assert_eq!(lengths, [None, Some("99".into()), Some("99".into()), None, Some("4".into())]);
+    let length =
+        |head: &str| head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    let lengths: Vec<Option<u32>> = heads.iter().map(|head| length(head)).collect();
+    assert_eq!(lengths, [None, Some(99), Some(99), None, Some(4)]);
     assert!(heads[2].starts_with("HTTP/1.1 200 Fine\r\n") && heads[2].contains("\r\ndate: then\r\n"));
 }
 
@@ -152,7 +155,10 @@ async fn empty_lines_before_a_request_are_gone_over() {
 #[tokio::test]
 async fn what_is_no_http_is_told_so_and_counted() {
     let source = Upstream::start("source").await;
-    let gateway = Gateway::start(service(&source.url(), &nowhere().await)).await;
+    let gateway = Gateway::with(service(&source.url(), &nowhere().await), |config| {
+        config.metrics = Some("127.0.0.1:0".parse().unwrap());
+    })
+    .await;
     for (bytes, status) in [
         // The beginning of a TLS handshake: there is no line to wait for.
         ("\u{16}\u{3}\u{1}\u{2}", "400"),

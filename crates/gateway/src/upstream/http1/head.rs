@@ -1,9 +1,10 @@
 //! The head of an answer: where its body ends, and whether its connection may serve again (RFC 9112 section 6.3). Works on bytes that
 //! came; never reads a socket.
 
+use crate::answer::{AnswerHead, Headers};
 use crate::http1::{Framing, Lines, MAX_HEAD, MOST_HEADERS, Remaining, Unclear};
 use bytes::BytesMut;
-use http::{Response, StatusCode, Version, response};
+use http::{StatusCode, Version};
 use httparse::Status;
 use hyper::ext::ReasonPhrase;
 use std::mem::MaybeUninit;
@@ -11,7 +12,7 @@ use std::mem::MaybeUninit;
 /// The head of an answer, and what it says of the connection.
 #[derive(Debug)]
 pub(super) struct Head {
-    pub parts: response::Parts,
+    pub answer: AnswerHead,
     pub body: Remaining,
     /// May the connection serve another request?
     pub keeps: bool,
@@ -32,38 +33,28 @@ pub(super) fn head(read: &mut BytesMut, answers_head: bool) -> Result<Option<Hea
         _ => return Err(Unclear("the answer's head is too large")),
     };
     let code = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status = code.ok_or_else(|| Unclear("the answer has no status"))?;
+    let status = code.ok_or(Unclear("the answer has no status"))?;
     let reason = parsed.reason.filter(|reason| Some(*reason) != status.canonical_reason());
     let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    let lines = Lines::find(read, parsed.headers);
-    let text = read.split_to(length).freeze();
     let mut framing = Framing::default();
-    // With places for what the gateway adds.
-    let headers = lines.collect(&text, 2, &mut framing)?;
+    let lines = Lines::find(read, parsed.headers, &mut framing)?;
     framing.check(version)?;
-    let (mut parts, ()) = Response::new(()).into_parts();
-    (parts.status, parts.version, parts.headers) = (status, version, headers);
-    if let Some(reason) = reason {
-        parts.extensions.insert(reason);
-    }
-    Ok(Some(finish(parts, &framing, answers_head)))
-}
-
-fn finish(parts: response::Parts, framing: &Framing, answers_head: bool) -> Head {
-    let has_none = answers_head
-        || parts.status.is_informational()
-        || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let body = match (has_none, framing.is_chunked, framing.length) {
+    let text = read.split_to(length).freeze();
+    let body = match (never_has_body(status) || answers_head, framing.is_chunked, framing.length) {
         (true, _, _) | (false, false, Some(0)) => Remaining::Nothing,
         (false, true, _) => Remaining::ChunkSize,
         (false, false, Some(length)) => Remaining::Length(length),
         (false, false, None) => Remaining::UntilClosed,
     };
-    let keeps = framing.keeps(parts.version)
-        && body != Remaining::UntilClosed
-        && parts.status != StatusCode::SWITCHING_PROTOCOLS;
-    Head { parts, body, keeps }
+    let keeps =
+        framing.keeps(version) && body != Remaining::UntilClosed && status != StatusCode::SWITCHING_PROTOCOLS;
+    let answer = AnswerHead { status, version, reason, headers: Headers::Lines(lines.within(text)) };
+    Ok(Some(Head { answer, body, keeps }))
+}
+
+fn never_has_body(status: StatusCode) -> bool {
+    status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 #[cfg(test)]
@@ -121,7 +112,11 @@ mod tests {
         let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
         let to_head = head(&mut BytesMut::from(text), true).unwrap().unwrap();
         assert_eq!((to_head.body, to_head.keeps), (Remaining::Nothing, true));
-        assert_eq!(to_head.parts.headers["content-length"], "5", "it is told all the same");
+        assert_eq!(
+            to_head.answer.into_parts().unwrap().headers["content-length"],
+            "5",
+            "it is told all the same"
+        );
     }
 
     #[test]
@@ -131,11 +126,12 @@ mod tests {
         let head = head(&mut BytesMut::from(text), false);
         assert!(head.is_err(), "no control characters");
         let head = read(&text.replace('\x7f', "")).unwrap().unwrap();
-        let values: Vec<_> = head.parts.headers.get_all("a").iter().map(HeaderValue::as_bytes).collect();
+        let parts = head.answer.into_parts().unwrap();
+        let values: Vec<_> = parts.headers.get_all("a").iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(values, ["1".as_bytes(), "é2".as_bytes()]);
-        assert_eq!(head.parts.headers["empty"], "");
-        assert!(!head.parts.headers.contains_key("connection"), "it is done with");
-        assert_eq!(head.parts.extensions.get::<ReasonPhrase>().unwrap().as_bytes(), b"Gone fishing");
+        assert_eq!(parts.headers["empty"], "");
+        assert!(!parts.headers.contains_key("connection"), "it is done with");
+        assert_eq!(parts.extensions.get::<ReasonPhrase>().unwrap().as_bytes(), b"Gone fishing");
     }
 
     #[test]

@@ -9,20 +9,19 @@ mod tests;
 use super::Head;
 use super::stream::Stream;
 use crate::alarm::Alarm;
+use crate::answer::AnswerHead;
 use crate::body::RequestBody;
-use crate::http1::{Outgoing, Remaining, Stopped, Taken, Upgraded};
+use crate::http1::{
+    LARGEST_READ, Outgoing, Remaining, SMALLEST_READ, Stopped, Taken, Upgraded, poll_read_some,
+};
 use bytes::{Bytes, BytesMut};
-use http::{Method, StatusCode, response};
+use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
-use tokio_util::io::poll_read_buf;
 
-/// What is read at once to begin with, and at most.
-const SMALLEST_READ: usize = 8 << 10;
-const LARGEST_READ: usize = 64 << 10;
 /// Interim answers (1xx) before the answer.
 const MOST_INTERIM: u32 = 100;
 
@@ -95,7 +94,7 @@ impl Line {
 
     /// Gives back the room that a large message took; called for those that idle.
     pub fn rest(&mut self) {
-        if self.read.is_empty() && self.read.capacity() > SMALLEST_READ {
+        if self.read.is_empty() {
             self.read = BytesMut::new();
         }
         self.sending.rest();
@@ -138,7 +137,7 @@ impl Line {
     }
 
     /// Sends the request and waits for the head of its answer.
-    pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, Failed>> {
+    pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<AnswerHead, Failed>> {
         let _goes_on = self.poll_send(cx);
         match &self.stopped {
             // An upstream that refuses a body may have said so before it closed.
@@ -167,15 +166,16 @@ impl Line {
             None => error,
         };
         let may_have_left = self.sending.may_have_left();
-        let unsent = self.sending.is_untouched().then(|| self.sending.take_body().unwrap_or(RequestBody::Empty));
+        let unsent =
+            self.sending.is_untouched().then(|| self.sending.take_body().unwrap_or(RequestBody::Empty));
         Failed { error, unsent: unsent.map(Box::new), may_have_left }
     }
 
     /// The head of the answer, if all of it came; interim ones are gone over.
-    fn take_head(&mut self) -> io::Result<Option<response::Parts>> {
+    fn take_head(&mut self) -> io::Result<Option<AnswerHead>> {
         while !self.read.is_empty() {
             let Some(head) = head::head(&mut self.read, self.asked_head)? else { return Ok(None) };
-            let status = head.parts.status;
+            let status = head.answer.status;
             if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
                 self.interim += 1;
                 if self.interim > MOST_INTERIM {
@@ -187,7 +187,7 @@ impl Line {
             self.remaining = head.body;
             self.answer = Answer::Begun;
             self.note_end();
-            return Ok(Some(head.parts));
+            return Ok(Some(head.answer));
         }
         Ok(None)
     }
@@ -200,11 +200,10 @@ impl Line {
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let wanted = match self.remaining.wants() {
-            Some(left) => left.clamp(SMALLEST_READ as u64, LARGEST_READ as u64) as usize,
+            Some(left) => left.min(LARGEST_READ as u64) as usize,
             None => self.next_read,
         };
-        self.read.reserve(wanted);
-        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read))?;
+        let read = ready!(poll_read_some(&mut self.stream, cx, &mut self.read, wanted))?;
         if read >= self.next_read {
             self.next_read = (self.next_read * 2).min(LARGEST_READ);
         }
@@ -301,7 +300,7 @@ fn lock(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
 }
 
 impl Http1 {
-    pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, Failed>> {
+    pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<AnswerHead, Failed>> {
         let Self::Whole(line) = self else {
             return Poll::Ready(Err(io::Error::other("nothing was asked on this connection").into()));
         };

@@ -25,16 +25,16 @@ pub(super) fn begin(sending: &mut Outgoing<RequestBody>, Head { parts, added }: 
         if *name == header::CONTENT_LENGTH {
             says_length = true;
         } else if *name != header::TRANSFER_ENCODING {
-            put_line(head, name.as_str(), value.as_bytes());
+            put_line(head, name.as_str().as_bytes(), value.as_bytes());
         }
     }
     for (name, value) in added {
-        put_line(head, name, value.as_bytes());
+        put_line(head, name.as_bytes(), value.as_bytes());
     }
     match ending {
         Ending::Length(0) if is_empty && !says_length => {}
-        Ending::Length(length) => put_line(head, "content-length", length.to_string().as_bytes()),
-        Ending::Chunked | Ending::Close => put_line(head, "transfer-encoding", b"chunked"),
+        Ending::Length(length) => put_line(head, b"content-length", length.to_string().as_bytes()),
+        Ending::Chunked | Ending::Close => put_line(head, b"transfer-encoding", b"chunked"),
     }
     head.extend_from_slice(b"\r\n");
     if ending == Ending::Chunked {
