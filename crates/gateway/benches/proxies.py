@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures `rehome gateway` beside nginx and HAProxy, turn by turn in every round, and prints medians and spread as Markdown.
 
-    crates/gateway/benches/proxies.py target/dist/rehome [--rounds 10] [--seconds 5] [--tls] [--workers 1]
+    crates/gateway/benches/proxies.py target/dist/rehome [--rounds 10] [--seconds 5] [--tls] [--headers] [--workers 1]
 
 Needs nginx, haproxy, wrk and openssl (Debian's packages). Everything listens on loopback, on ports the kernel chose. Same
 number of threads, keep-alive on both sides and no access log for all three; the upstream is nginx with a file of 1 and of 100 KiB.
@@ -27,9 +27,25 @@ parser.add_argument("--seconds", type=int, default=5)
 parser.add_argument("--connections", type=int, default=64)
 parser.add_argument("--workers", type=int, default=1)
 parser.add_argument("--tls", action="store_true")
+parser.add_argument("--headers", action="store_true", help="the others add the headers that rehome always adds")
 parser.add_argument("--only", default="", help="names of proxies, comma-separated")
 options = parser.parse_args()
 binary = options.binary.resolve()
+# Where a request came from and what it is called, for the upstream and in the answer: what rehome says of every request.
+NGINX_SAYS = """
+      proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_set_header X-Forwarded-Host $http_host; proxy_set_header X-Request-ID $request_id; proxy_set_header Via "1.1 nginx";
+      add_header X-Request-ID $request_id; add_header Via "1.1 nginx";"""
+HAPROXY_SAYS = """
+  http-request set-var(txn.id) uuid()
+  http-request set-header X-Forwarded-For %[src]
+  http-request set-header X-Forwarded-Proto http
+  http-request set-header X-Forwarded-Host %[req.hdr(Host)]
+  http-request set-header X-Request-ID %[var(txn.id)]
+  http-request set-header Via "1.1 haproxy"
+  http-response set-header X-Request-ID %[var(txn.id)]
+  http-response set-header Via "1.1 haproxy"
+"""
 SIZES = {"1k": 1 << 10, "100k": 100 << 10}
 
 
@@ -66,7 +82,7 @@ def proxies(work, upstream, certificate, key):
     found.append(("nginx", port, nginx(work / "nginx", port, f"""
   upstream u {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 1000000000; keepalive_timeout 3600s; }}
   server {{ listen 127.0.0.1:PORT {'ssl' if tls else ''} reuseport; {secure}
-    location / {{ proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection ""; }} }}""", options.workers)))
+    location / {{ proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection ""; {NGINX_SAYS if options.headers else ""} }} }}""", options.workers)))
 
     port = free_port()
     pair = work / "both.pem"
@@ -85,6 +101,7 @@ defaults
 frontend f
   bind 127.0.0.1:{port} {f'ssl crt {pair}' if tls else ''}
   default_backend b
+{HAPROXY_SAYS if options.headers else ""}
 backend b
   server s 127.0.0.1:{upstream}
 """)
@@ -170,7 +187,7 @@ def main(work):
             turn = number % len(all_proxies)
             for name, port, process in all_proxies[turn:] + all_proxies[:turn]:
                 results[name].append(measure(port, process, path))
-        print(f"\n{path}, c{options.connections}, {options.workers} worker{', TLS' if options.tls else ''}, {options.rounds} rounds of {options.seconds} s\n")
+        print(f"\n{path}, c{options.connections}, {options.workers} worker{', TLS' if options.tls else ''}{', same headers' if options.headers else ''}, {options.rounds} rounds of {options.seconds} s\n")
         print("| proxy | requests/s: median (least to most) | p99 ms | proxy CPU µs per request |\n|---|---|---|---|")
         for name, values in results.items():
             print(row(name, values))

@@ -227,6 +227,10 @@ impl Visit {
             return Ok(false);
         }
         let is_over = poll_fn(|cx| self.wire.lock().poll_body_over(cx)).await;
+        if !is_over {
+            // It may still send; what it was told must not be lost for that.
+            self.house.linger.ask();
+        }
         Ok(keeps && is_over)
     }
 }

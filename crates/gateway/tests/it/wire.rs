@@ -127,6 +127,36 @@ async fn answers_without_bodies_end_with_their_heads() {
 }
 
 #[tokio::test]
+async fn what_an_upstream_says_of_its_own_connection_stays_there() {
+    let ordinary = "HTTP/1.1 200 OK\r\nX-Own: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: close\r\nTE: x\r\n\
+        Connection: keep-alive\r\nX-Request-Id: theirs\r\nContent-Length: 2\r\n\r\nok";
+    let named = "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Private\r\nX-Private: 1\r\nVia: 1.0 other\r\n\
+        Upgrade: h2c\r\nX-Own: 1\r\nContent-Length: 2\r\n\r\nok";
+    let url = raw_upstream(move |mut stream| async move {
+        while let Some(path) = read_head(&mut stream).await.split(' ').nth(1) {
+            let answer = if path == "/named" { named } else { ordinary };
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let gateway = Gateway::start(service(&url, &nowhere().await)).await;
+    let mut stream =
+        connect(&gateway, "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /named HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let lines = |head: String| {
+        let mut lines: Vec<String> = head.trim_end().lines().map(str::to_lowercase).collect();
+        lines.retain(|line| !line.starts_with("date: "));
+        lines.sort();
+        lines
+    };
+    let ok = "http/1.1 200 ok";
+    let first = lines(answer(&mut stream, 2).await.0);
+    assert_eq!(first, ["content-length: 2", ok, "via: 1.1 rehome", "x-own: 1", "x-request-id: theirs"]);
+    let mut second = lines(answer(&mut stream, 2).await.0);
+    second.retain(|line| !line.starts_with("x-request-id: "));
+    assert_eq!(second, ["content-length: 2", ok, "via: 1.0 other, 1.1 rehome", "x-own: 1"]);
+}
+
+#[tokio::test]
 async fn what_comes_with_an_upgrade_is_not_lost() {
     let (source, target) = (Upstream::start("source").await, Upstream::start("target").await);
     let gateway = Gateway::start(service(&source.url(), &target.url())).await;
