@@ -472,6 +472,14 @@ impl Span {
     }
 }
 
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse_span(text)
+    }
+}
+
 /// A number of bytes, written with its unit: `512B`, `64KiB`, `16MiB`, `5GB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);

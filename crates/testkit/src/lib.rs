@@ -9,6 +9,7 @@ pub mod load;
 mod moment;
 pub mod namespaces;
 pub mod oracle;
+pub mod postgres;
 pub mod s3;
 pub mod shop;
 mod wire;

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod copy;
+pub mod db;
 pub mod demo;
 pub mod doctor;
 pub mod entry;
@@ -63,6 +64,7 @@ async fn dispatch(context: &Context<'_>, command: Command) -> Result<Exit, CliEr
         Command::Report(args) => report::run(context, &args),
         Command::Recover(args) => recover::run(context, &args).await,
         Command::Copy(args) => copy::run(context, &args).await,
+        Command::Db(args) => Box::pin(db::run(context, &args)).await,
         Command::Entry(args) => Box::pin(entry::run(context, &args)).await,
         Command::Gateway(args) => gateway::run(context, &args).await,
         Command::Demo(args) => Box::pin(demo::run(context, &args)).await,

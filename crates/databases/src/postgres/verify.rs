@@ -1,0 +1,388 @@
+//! Do two databases hold the same rows? Each server hashes its own; only sums travel. Where sums differ they are looked at again,
+//! since a change may still be on its way, and only then row by row, so that a difference has a name. Believes no replication's word.
+//!
+//! Hash: `md5` of the row's text with all settings that shape it set alike, summed in two halves of 64 bits, so that order does not
+//! matter and a row twice is not a row once. It finds accidents; nobody is kept from making two rows that collide.
+
+mod marks;
+mod rows;
+
+use super::connect::Session;
+use super::connect::connect;
+use super::tables::{self, Table};
+use crate::address::Address;
+use marks::Marks;
+use rehome_part::{Error, Side};
+use rows::{Chunk, Digest};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Looks at rows that differ, so far apart: what changes between two looks is under way, not wrong.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// How to compare.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `schema.table`; empty: all.
+    pub tables: Vec<String>,
+    /// Rows of a piece.
+    pub chunk_rows: u32,
+    /// Pieces under way at once, each with a session on both sides.
+    pub jobs: usize,
+    /// How long a change may take from one side to the other.
+    pub patience: Duration,
+    /// Differing rows that are named per table.
+    pub most_named: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            tables: Vec::new(),
+            chunk_rows: 20_000,
+            jobs: 4,
+            patience: Duration::from_secs(10),
+            most_named: 20,
+        }
+    }
+}
+
+/// How far a comparison is.
+#[derive(Debug, Default)]
+pub struct Progress {
+    pub rows: AtomicU64,
+    pub rows_expected: AtomicU64,
+    pub tables: AtomicU64,
+    pub tables_expected: AtomicU64,
+}
+
+/// What was found of one table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Found {
+    Same,
+    Differs,
+    /// Some rows changed at every look; whether they arrive is not known.
+    Unsettled,
+    /// One side has no such table.
+    Missing(Side),
+    /// A column is on one side only, so rows cannot be compared.
+    Unlike,
+}
+
+/// One row that is not the same on both sides.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Row {
+    /// Values of the key's columns; without a key, a hash of the row.
+    pub key: Vec<String>,
+    pub what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    OnlyOnSource,
+    OnlyOnTarget,
+    Differs,
+}
+
+/// What became of one table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    pub table: String,
+    pub found: Found,
+    /// The names of the key's columns.
+    pub key: Vec<String>,
+    pub source_rows: u64,
+    pub target_rows: u64,
+    /// Pieces that had to be looked at again.
+    pub looked_again: u64,
+    pub differing: u64,
+    pub unsettled: u64,
+    /// The first of those that differ.
+    pub rows: Vec<Row>,
+    /// What else a person should know.
+    pub notes: Vec<String>,
+}
+
+/// Two ends to compare.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    pub source: (Address, Option<String>),
+    pub target: (Address, Option<String>),
+}
+
+impl Pair {
+    fn end(&self, side: Side) -> &(Address, Option<String>) {
+        if side == Side::Source { &self.source } else { &self.target }
+    }
+
+    async fn session(&self, side: Side) -> Result<Session, Error> {
+        let (address, password) = self.end(side);
+        Box::pin(connect(address, password.as_deref(), side)).await
+    }
+}
+
+/// Compares all tables, and says of each what was found. `marks`: a folder where an interrupted comparison finds how far it was.
+///
+/// # Errors
+/// A side cannot be read, or `stop` was asked for; what was compared until then is in the marks.
+pub async fn verify(
+    pair: &Pair,
+    options: &Options,
+    marks: &Path,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+) -> Result<Vec<Compared>, Error> {
+    let (source, target) = tokio::try_join!(pair.session(Side::Source), pair.session(Side::Target))?;
+    let (ours, theirs) = tokio::try_join!(tables::read(&source), tables::read(&target))?;
+    let (mut compared, queue) = plan(ours, theirs, &options.tables)?;
+    let marks = Arc::new(Marks::open(marks, pair, options)?);
+    let expected = queue.iter().map(|(table, _)| table.rows).sum();
+    progress.rows_expected.store(expected, Ordering::Relaxed);
+    progress.tables_expected.store(queue.len() as u64, Ordering::Relaxed);
+    let jobs = options.jobs.clamp(1, queue.len().max(1));
+    let queue = Mutex::new(queue);
+    let mut sessions = vec![(source, target)];
+    while sessions.len() < jobs {
+        sessions.push(tokio::try_join!(pair.session(Side::Source), pair.session(Side::Target))?);
+    }
+    let workers = sessions.iter().map(|(source, target)| {
+        let work = Work { source, target, options, marks: &marks, progress: &progress, stop: &stop };
+        let queue = &queue;
+        Box::pin(async move {
+            let mut done = Vec::new();
+            loop {
+                let next = queue.lock().expect("no code panics while it holds this lock").pop_front();
+                let Some((table, notes)) = next else { return Ok::<_, Error>(done) };
+                done.push(work.table(&table, notes).await?);
+                work.progress.tables.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    });
+    for done in futures::future::try_join_all(workers).await? {
+        compared.extend(done);
+    }
+    marks.remove();
+    compared.sort_by(|one, other| one.table.cmp(&other.table));
+    Ok(compared)
+}
+
+type Queue = VecDeque<(Table, Vec<String>)>;
+
+/// Which tables can be compared; those that cannot are results already.
+fn plan(ours: Vec<Table>, theirs: Vec<Table>, wanted: &[String]) -> Result<(Vec<Compared>, Queue), Error> {
+    let is_wanted = |table: &Table| wanted.is_empty() || wanted.contains(&table.shown());
+    let mut theirs: BTreeMap<String, Table> =
+        theirs.into_iter().filter(is_wanted).map(|table| (table.shown(), table)).collect();
+    let ours: Vec<Table> = ours.into_iter().filter(is_wanted).collect();
+    for name in wanted {
+        if !theirs.contains_key(name) && !ours.iter().any(|table| table.shown() == *name) {
+            let text = format!("no side has a table {name}");
+            let hint = "write schema.table as the catalog has it";
+            return Err(Error::permanent(rehome_part::ErrorKind::NotFound, text).hint(hint));
+        }
+    }
+    let (mut results, mut queue) = (Vec::new(), Vec::new());
+    for table in ours {
+        let Some(other) = theirs.remove(&table.shown()) else {
+            results.push(Compared::of(&table, Found::Missing(Side::Target)));
+            continue;
+        };
+        match likeness(&table, &other) {
+            Ok(notes) => queue.push((table, notes)),
+            Err(notes) => results.push(Compared { notes, ..Compared::of(&table, Found::Unlike) }),
+        }
+    }
+    results.extend(theirs.values().map(|table| Compared::of(table, Found::Missing(Side::Source))));
+    // The largest first: the last to end should not be the longest.
+    queue.sort_by_key(|(table, _)| std::cmp::Reverse(table.rows));
+    Ok((results, queue.into()))
+}
+
+/// What two tables of a name have in common: notes where they can be compared all the same, or why they cannot.
+fn likeness(ours: &Table, theirs: &Table) -> Result<Vec<String>, Vec<String>> {
+    let missing = |from: &Table, of: &Table, side: &str| -> Vec<String> {
+        let lacks = |column: &&tables::Column| !from.columns.iter().any(|other| other.name == column.name);
+        let lacking = of.columns.iter().filter(lacks);
+        lacking.map(|column| format!("column {} is not on the {side}", column.name)).collect()
+    };
+    let mut gone = missing(theirs, ours, "target");
+    gone.extend(missing(ours, theirs, "source"));
+    if !gone.is_empty() {
+        return Err(gone);
+    }
+    let mut notes = Vec::new();
+    for column in &ours.columns {
+        let other = theirs.columns.iter().find(|other| other.name == column.name);
+        if let Some(other) = other.filter(|other| other.kind != column.kind) {
+            notes.push(format!("column {} is {} here and {} there", column.name, column.kind, other.kind));
+        }
+    }
+    if ours.key.is_empty() {
+        notes.push("nothing names a row (no primary key, no unique index without nulls)".to_owned());
+    }
+    Ok(notes)
+}
+
+impl Compared {
+    fn of(table: &Table, found: Found) -> Self {
+        Self {
+            table: table.shown(),
+            found,
+            key: table.key.iter().map(|column| column.name.clone()).collect(),
+            source_rows: 0,
+            target_rows: 0,
+            looked_again: 0,
+            differing: 0,
+            unsettled: 0,
+            rows: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    pub fn is_same(&self) -> bool {
+        self.found == Found::Same
+    }
+}
+
+/// What one worker has.
+struct Work<'a> {
+    source: &'a Session,
+    target: &'a Session,
+    options: &'a Options,
+    marks: &'a Marks,
+    progress: &'a Progress,
+    stop: &'a CancellationToken,
+}
+
+impl Work<'_> {
+    async fn table(&self, table: &Table, notes: Vec<String>) -> Result<Compared, Error> {
+        let mut mark = self.marks.of(&table.shown());
+        if let Some(done) = mark.done {
+            self.progress.rows.fetch_add(done.source_rows, Ordering::Relaxed);
+            return Ok(done);
+        }
+        self.progress.rows.fetch_add(mark.source_rows, Ordering::Relaxed);
+        while !mark.is_through {
+            self.check_stop()?;
+            let chunk = self.next_chunk(table, mark.after.as_deref()).await?;
+            let (ours, theirs) = self.digests(table, &chunk).await?;
+            mark.source_rows += ours.iter().map(|digest| digest.rows).sum::<u64>();
+            mark.target_rows += theirs.iter().map(|digest| digest.rows).sum::<u64>();
+            self.progress.rows.fetch_add(ours.iter().map(|digest| digest.rows).sum(), Ordering::Relaxed);
+            mark.dirty.extend(chunk.differing(&ours, &theirs));
+            mark.is_through = chunk.is_last();
+            mark.after = chunk.end();
+            self.marks.note(&table.shown(), &mark)?;
+        }
+        let looked_again = mark.dirty.len() as u64;
+        let left = self.wait_for(table, mark.dirty).await?;
+        let mut compared = Compared {
+            source_rows: mark.source_rows,
+            target_rows: mark.target_rows,
+            looked_again,
+            notes,
+            ..Compared::of(table, Found::Same)
+        };
+        for chunk in left {
+            self.look_at_rows(table, &chunk, &mut compared).await?;
+        }
+        compared.found = match (compared.differing, compared.unsettled) {
+            (0, 0) => Found::Same,
+            (0, _) => Found::Unsettled,
+            _ => Found::Differs,
+        };
+        self.marks.done(&compared)?;
+        Ok(compared)
+    }
+
+    fn check_stop(&self) -> Result<(), Error> {
+        if self.stop.is_cancelled() { Err(Error::cancelled()) } else { Ok(()) }
+    }
+
+    async fn pause(&self, time: Duration) -> Result<(), Error> {
+        tokio::select! {
+            () = tokio::time::sleep(time) => Ok(()),
+            () = self.stop.cancelled() => Err(Error::cancelled()),
+        }
+    }
+
+    async fn next_chunk(&self, table: &Table, after: Option<&[String]>) -> Result<Chunk, Error> {
+        if !table.has_ranges() {
+            return Ok(Chunk::Whole);
+        }
+        let until = rows::boundary(self.source, table, after, self.options.chunk_rows).await?;
+        Ok(Chunk::Range { after: after.map(<[String]>::to_vec), until })
+    }
+
+    async fn digests(&self, table: &Table, chunk: &Chunk) -> Result<(Vec<Digest>, Vec<Digest>), Error> {
+        tokio::try_join!(rows::digests(self.source, table, chunk), rows::digests(self.target, table, chunk))
+    }
+
+    /// Changes may be on their way: what differs is compared again until it does not, or they had time enough.
+    async fn wait_for(&self, table: &Table, mut dirty: Vec<Chunk>) -> Result<Vec<Chunk>, Error> {
+        let until = Instant::now() + self.options.patience;
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let mut left = Vec::new();
+            for chunk in dirty {
+                self.check_stop()?;
+                let (ours, theirs) = self.digests(table, &chunk).await?;
+                if ours != theirs {
+                    left.push(chunk);
+                }
+            }
+            if left.is_empty() || Instant::now() >= until {
+                return Ok(left);
+            }
+            dirty = left;
+            self.pause(pause.min(until.saturating_duration_since(Instant::now()))).await?;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// Names the rows of a piece that differ. What is the same in one look is the same; what stays as it is differs; what changes at
+    /// every look is not settled.
+    async fn look_at_rows(&self, table: &Table, chunk: &Chunk, compared: &mut Compared) -> Result<(), Error> {
+        let mut before: Option<rows::Differences> = None;
+        for look in 0..LOOKS {
+            if look > 0 {
+                self.pause(BETWEEN_LOOKS).await?;
+            }
+            self.check_stop()?;
+            let (ours, theirs) = tokio::try_join!(
+                rows::hashes(self.source, table, chunk),
+                rows::hashes(self.target, table, chunk)
+            )?;
+            let now = rows::differences(&ours, &theirs);
+            let Some(then) = before.replace(now) else { continue };
+            let now = before.as_mut().expect("it was put there a line above");
+            // Only rows that differed at every look are left.
+            now.retain(|key, _| then.contains_key(key));
+            let is_settled = now.iter().all(|(key, pair)| then.get(key) == Some(pair));
+            if !is_settled && look + 1 < LOOKS {
+                continue;
+            }
+            for (key, pair) in now {
+                if then.get(key) != Some(pair) {
+                    compared.unsettled += 1;
+                    continue;
+                }
+                compared.differing += 1;
+                if compared.rows.len() < self.options.most_named {
+                    compared.rows.push(Row { key: key.clone(), what: rows::what(pair) });
+                }
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,205 @@
+//! The statements of a comparison: where a piece ends, its sums, and its rows.
+
+use super::super::connect::Session;
+use super::super::quote;
+use super::super::tables::{Column, Table};
+use super::What;
+use rehome_part::Error;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use tokio_postgres::types::ToSql;
+
+/// Digits of a hash that make a bucket: 4096 of them.
+const BUCKET_DIGITS: usize = 3;
+
+/// A part of a table that is compared in one go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Chunk {
+    /// Rows whose key is behind `after` and not behind `until`; `None`: from the first, to the last, so that rows which only one
+    /// side has are in some piece, too.
+    Range { after: Option<Vec<String>>, until: Option<Vec<String>> },
+    /// All rows in one pass, summed by bucket: for keys whose order is not the same everywhere, and where there is none.
+    Whole,
+    /// The rows of one bucket.
+    Bucket(String),
+}
+
+/// The sums of some rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Digest {
+    pub bucket: String,
+    pub rows: u64,
+    sums: [String; 2],
+}
+
+impl Chunk {
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Self::Range { until: Some(_), .. })
+    }
+
+    pub fn end(&self) -> Option<Vec<String>> {
+        match self {
+            Self::Range { until, .. } => until.clone(),
+            _ => None,
+        }
+    }
+
+    /// The parts of it that are to be looked at again.
+    pub fn differing(&self, ours: &[Digest], theirs: &[Digest]) -> Vec<Self> {
+        if *self != Self::Whole {
+            return if ours == theirs { Vec::new() } else { vec![self.clone()] };
+        }
+        let by_bucket = |all: &[Digest]| -> BTreeMap<String, Digest> {
+            all.iter().map(|digest| (digest.bucket.clone(), digest.clone())).collect()
+        };
+        let (ours, theirs) = (by_bucket(ours), by_bucket(theirs));
+        let mut names: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.retain(|name| ours.get(*name) != theirs.get(*name));
+        names.into_iter().map(|name| Self::Bucket(name.clone())).collect()
+    }
+
+    /// The condition for its rows, with parameters from `$1` on.
+    fn condition(&self, table: &Table) -> (String, Vec<&str>) {
+        let mut text = String::new();
+        let mut values: Vec<&str> = Vec::new();
+        match self {
+            Self::Whole => {}
+            Self::Bucket(bucket) => {
+                text = format!("WHERE {} = $1", bucket_of(table));
+                values.push(bucket);
+            }
+            Self::Range { after, until } => {
+                for (bound, sign) in [(after, ">"), (until, "<=")] {
+                    let Some(bound) = bound else { continue };
+                    let word = if text.is_empty() { "WHERE" } else { " AND" };
+                    let (keys, places) = comparison(&table.key, values.len());
+                    // Writing to a string does not fail.
+                    let _ = write!(text, "{word} ({keys}) {sign} ({places})");
+                    values.extend(bound.iter().map(String::as_str));
+                }
+            }
+        }
+        (text, values)
+    }
+}
+
+/// The key's columns, and parameters of their types behind `taken` others.
+fn comparison(key: &[Column], taken: usize) -> (String, String) {
+    let places: Vec<String> = key
+        .iter()
+        .enumerate()
+        .map(|(place, column)| format!("(${}::text)::{}", taken + place + 1, column.kind))
+        .collect();
+    (quote::names(key.iter().map(|column| &*column.name)), places.join(", "))
+}
+
+fn row_hash(columns: &[Column]) -> String {
+    format!("md5(ROW({})::text)", quote::names(columns.iter().map(|column| &*column.name)))
+}
+
+/// By the key, so that both states of a row are in one bucket; without a key by the row itself.
+fn bucket_of(table: &Table) -> String {
+    let by = if table.key.is_empty() { &table.columns } else { &table.key };
+    format!("substr({}, 1, {BUCKET_DIGITS})", row_hash(by))
+}
+
+fn parameters<'a>(values: &'a [&'a str]) -> Vec<&'a (dyn ToSql + Sync)> {
+    values.iter().map(|value| value as &(dyn ToSql + Sync)).collect()
+}
+
+/// The key of the row with which a piece of `rows` rows behind `after` ends; `None` when fewer are left.
+pub(super) async fn boundary(
+    session: &Session,
+    table: &Table,
+    after: Option<&[String]>,
+    rows: u32,
+) -> Result<Option<Vec<String>>, Error> {
+    let chunk = Chunk::Range { after: after.map(<[String]>::to_vec), until: None };
+    let (condition, values) = chunk.condition(table);
+    let keys = quote::names(table.key.iter().map(|column| &*column.name));
+    let texts: Vec<String> =
+        table.key.iter().map(|column| format!("{}::text", quote::name(&column.name))).collect();
+    let statement = format!(
+        "SELECT ARRAY[{}] FROM (SELECT {keys} FROM {} {condition} ORDER BY {keys} OFFSET {} LIMIT 1) piece",
+        texts.join(", "),
+        table.from(),
+        rows.max(1) - 1,
+    );
+    let doing = format!("find the next piece of {}", table.shown());
+    let found = session.rows(&doing, &statement, &parameters(&values)).await?;
+    Ok(found.first().map(|row| row.get(0)))
+}
+
+/// The sums of a piece; of a whole table by bucket.
+pub(super) async fn digests(session: &Session, table: &Table, chunk: &Chunk) -> Result<Vec<Digest>, Error> {
+    let (condition, values) = chunk.condition(table);
+    let bucket = if *chunk == Chunk::Whole { bucket_of(table) } else { "''".to_owned() };
+    let half =
+        |from: u32| format!("coalesce(sum(('x' || substr(h, {from}, 16))::bit(64)::int8::numeric), 0)::text");
+    let statement = format!(
+        "SELECT b, count(*)::int8, {}, {} FROM (SELECT {bucket} AS b, {} AS h FROM {} {condition}) hashed GROUP BY b ORDER BY b",
+        half(1),
+        half(17),
+        row_hash(&table.columns),
+        table.from(),
+    );
+    let doing = format!("sum up {}", table.shown());
+    let rows = session.rows(&doing, &statement, &parameters(&values)).await?;
+    let digest = |row: &tokio_postgres::Row| Digest {
+        bucket: row.get(0),
+        rows: row.get::<_, i64>(1) as u64,
+        sums: [row.get(2), row.get(3)],
+    };
+    Ok(rows.iter().map(digest).collect())
+}
+
+/// Hash and number of each row of a piece, by its key; without a key by the hash.
+pub(super) type Hashes = BTreeMap<Vec<String>, (String, i64)>;
+/// What each side has of a row, where they differ.
+pub(super) type Sides = (Option<(String, i64)>, Option<(String, i64)>);
+pub(super) type Differences = BTreeMap<Vec<String>, Sides>;
+
+pub(super) async fn hashes(session: &Session, table: &Table, chunk: &Chunk) -> Result<Hashes, Error> {
+    let (condition, values) = chunk.condition(table);
+    let key = match table.key.is_empty() {
+        true => row_hash(&table.columns),
+        false => {
+            let texts = table.key.iter().map(|column| format!("{}::text", quote::name(&column.name)));
+            texts.collect::<Vec<_>>().join(", ")
+        }
+    };
+    let statement = format!(
+        "SELECT k, min(h), count(*)::int8 FROM (SELECT ARRAY[{key}] AS k, {} AS h FROM {} {condition}) hashed GROUP BY k",
+        row_hash(&table.columns),
+        table.from(),
+    );
+    let doing = format!("look at rows of {}", table.shown());
+    let rows = session.rows(&doing, &statement, &parameters(&values)).await?;
+    Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
+}
+
+pub(super) fn differences(ours: &Hashes, theirs: &Hashes) -> Differences {
+    let mut found = Differences::new();
+    for (key, here) in ours {
+        let there = theirs.get(key);
+        if there != Some(here) {
+            found.insert(key.clone(), (Some(here.clone()), there.cloned()));
+        }
+    }
+    for (key, there) in theirs.iter().filter(|(key, _)| !ours.contains_key(*key)) {
+        found.insert(key.clone(), (None, Some(there.clone())));
+    }
+    found
+}
+
+pub(super) fn what(sides: &Sides) -> What {
+    match sides {
+        (Some(_), None) => What::OnlyOnSource,
+        (None, Some(_)) => What::OnlyOnTarget,
+        _ => What::Differs,
+    }
+}

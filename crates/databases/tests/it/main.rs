@@ -1,0 +1,7 @@
+//! Databases against real servers of this machine.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+
+mod assess;
+mod support;
+mod verify;
