@@ -31,7 +31,15 @@ pub struct Postgres {
     process: Child,
     folder: tempfile::TempDir,
     programs: PathBuf,
-    owner: Option<(u32, u32)>,
+    port: u16,
+}
+
+/// Whom a server's files must belong to: it refuses to run as root. `None`: to whoever runs the test.
+///
+/// # Errors
+/// There is nobody else here that it could run as.
+pub fn owner() -> io::Result<Option<(u32, u32)>> {
+    if rustix::process::geteuid().is_root() { user("postgres").map(Some) } else { Ok(None) }
 }
 
 impl Postgres {
@@ -42,8 +50,7 @@ impl Postgres {
     pub fn start(programs: &Path, settings: &[(&str, &str)]) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("rehome-pg").tempdir()?;
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
-        // The server refuses to run as root.
-        let owner = if rustix::process::geteuid().is_root() { Some(user("postgres")?) } else { None };
+        let owner = owner()?;
         let data = folder.path().join("data");
         std::fs::create_dir(&data)?;
         if let Some((user, group)) = owner {
@@ -66,7 +73,9 @@ impl Postgres {
             return Err(io::Error::other(String::from_utf8_lossy(&made.stderr).into_owned()));
         }
         let process = Self::serve(programs, folder.path(), owner, settings)?;
-        let mut server = Self { process, folder, programs: programs.to_owned(), owner };
+        let port = settings.iter().find(|(name, _)| *name == "port").and_then(|(_, port)| port.parse().ok());
+        let port = port.unwrap_or(5432);
+        let mut server = Self { process, folder, programs: programs.to_owned(), port };
         server.wait()?;
         Ok(server)
     }
@@ -105,6 +114,7 @@ impl Postgres {
         loop {
             let mut asked = Self::command(&self.programs, "pg_isready", None);
             asked.arg("-h").arg(self.folder.path()).args(["-U", "postgres", "-d", "postgres"]);
+            asked.args(["-p", &self.port.to_string()]);
             if asked.output()?.status.success() {
                 return Ok(());
             }
@@ -120,7 +130,7 @@ impl Postgres {
 
     /// The address of one of its databases for this user.
     pub fn address(&self, user: &str, database: &str) -> String {
-        format!("postgres://{user}@socket/{database}?host={}", self.folder.path().display())
+        format!("postgres://{user}@socket:{}/{database}?host={}", self.port, self.folder.path().display())
     }
 
     /// Runs SQL with `psql` and returns what it printed, without decoration.
@@ -130,6 +140,7 @@ impl Postgres {
     pub fn sql(&self, database: &str, text: &str) -> io::Result<String> {
         let mut command = Self::command(&self.programs, "psql", None);
         command.arg("-h").arg(self.folder.path()).args(["-U", "postgres", "-d", database]);
+        command.args(["-p", &self.port.to_string()]);
         let output = command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text]).output()?;
         if !output.status.success() {
             return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
@@ -137,12 +148,9 @@ impl Postgres {
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     }
 
+    /// Where its socket and its data are.
     pub fn folder(&self) -> &Path {
         self.folder.path()
-    }
-
-    pub fn owner(&self) -> Option<(u32, u32)> {
-        self.owner
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod crash;
+mod db;
 mod demo;
 mod dns;
 mod documents;

@@ -371,7 +371,12 @@ impl Work<'_> {
             if !is_settled && look + 1 < LOOKS {
                 continue;
             }
-            for (key, pair) in now {
+            let mut left: Vec<_> = now.iter().collect();
+            // Numbers as people count.
+            left.sort_by_key(|(key, _)| {
+                key.iter().map(|value| (value.len(), value.clone())).collect::<Vec<_>>()
+            });
+            for (key, pair) in left {
                 if then.get(key) != Some(pair) {
                     compared.unsettled += 1;
                     continue;

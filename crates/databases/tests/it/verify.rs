@@ -5,6 +5,7 @@ use rehome_databases::postgres::verify::{Compared, Found, Options, Pair, Progres
 use rehome_part::{Error, Side};
 use rehome_testkit::postgres::Postgres;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -146,12 +147,19 @@ async fn a_change_on_its_way_is_no_difference_and_one_that_never_comes_is() {
     shop.server.sql("one", change).unwrap();
     // Applied on the source, skipped on the target.
     shop.server.sql("one", "UPDATE items SET what = 'lost' WHERE order_id = 50 AND line = 1").unwrap();
-    let options = Options { patience: Duration::from_secs(3), ..at_once() };
+    let tables = vec!["public.orders".to_owned(), "public.items".to_owned()];
+    let options = Options { patience: Duration::from_secs(4), tables, ..at_once() };
+    let (progress, stop) = (Arc::<Progress>::default(), CancellationToken::new());
     let late = async {
-        tokio::time::sleep(Duration::from_millis(1200)).await;
+        // Once everything was summed up, and so the change was missed.
+        while progress.rows.load(Ordering::Relaxed) < 8000 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         shop.server.sql("two", change).unwrap();
     };
-    let (compared, ()) = tokio::join!(shop.compare(&options), late);
+    let pair = shop.pair();
+    let (compared, ()) =
+        tokio::join!(verify(&pair, &options, shop.marks.path(), progress.clone(), stop), late);
     let compared = compared.unwrap();
     let orders = of(&compared, "public.orders");
     assert_eq!((&orders.found, orders.looked_again), (&Found::Same, 1));
@@ -161,23 +169,17 @@ async fn a_change_on_its_way_is_no_difference_and_one_that_never_comes_is() {
 #[tokio::test]
 async fn a_row_that_changes_at_every_look_is_not_called_the_same() {
     let Some(shop) = Shop::start() else { return };
-    let stop = CancellationToken::new();
-    let hot = async {
-        let mut number = 0;
-        while !stop.is_cancelled() {
-            number += 1;
-            let text = format!("UPDATE orders SET note = 'hot {number}' WHERE id = 17");
-            shop.server.sql("one", &text).unwrap();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    let looked = async {
-        let options = Options { tables: vec!["public.orders".into()], ..at_once() };
-        let compared = shop.compare(&options).await.unwrap();
-        stop.cancel();
-        compared
-    };
-    let ((), compared) = tokio::join!(hot, looked);
+    let hot = "DO $$ BEGIN LOOP
+            UPDATE orders SET note = 'hot ' || random() WHERE id = 17; COMMIT; PERFORM pg_sleep(0.02);
+        END LOOP; END $$";
+    let address = shop.server.address("postgres", "one");
+    let mut writer = Command::new(rehome_testkit::postgres::programs().unwrap().join("psql"));
+    let mut writer = writer.args(["-X", "-q", "-c", hot]).arg(address).stderr(Stdio::null()).spawn().unwrap();
+    while shop.server.sql("one", "SELECT note FROM orders WHERE id = 17").unwrap() == "note 17" {}
+    let options = Options { tables: vec!["public.orders".into()], ..at_once() };
+    let compared = shop.compare(&options).await.unwrap();
+    writer.kill().unwrap();
+    writer.wait().unwrap();
     assert_eq!((&compared[0].found, compared[0].unsettled, compared[0].differing), (&Found::Unsettled, 1, 0));
 }
 
