@@ -11,13 +11,13 @@ use super::connect::Session;
 use super::connect::connect;
 use super::tables::{self, Table};
 use crate::address::Address;
-use marks::Marks;
+use marks::{Marks, Part};
 use rehome_part::{Error, Side};
 use rows::{Chunk, Digest};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 /// Looks at rows that differ, so far apart: what changes between two looks is under way, not wrong.
 const LOOKS: u32 = 5;
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// Pieces whose rows are looked at together: so many fit into memory even where every row differs.
+const LOOKED_AT_TOGETHER: usize = 16;
 
 /// How to compare.
 #[derive(Debug, Clone)]
@@ -143,17 +145,30 @@ pub async fn verify(
 ) -> Result<Vec<Compared>, Error> {
     let (source, target) = tokio::try_join!(pair.session(Side::Source), pair.session(Side::Target))?;
     let (ours, theirs) = tokio::try_join!(tables::read(&source), tables::read(&target))?;
-    let (mut compared, queue) = plan(ours, theirs, &options.tables)?;
-    let marks = Arc::new(Marks::open(marks, pair, options)?);
-    let expected = queue.iter().map(|(table, _)| table.rows).sum();
-    progress.rows_expected.store(expected, Ordering::Relaxed);
-    progress.tables_expected.store(queue.len() as u64, Ordering::Relaxed);
-    let jobs = options.jobs.clamp(1, queue.len().max(1));
-    let queue = Mutex::new(queue);
+    let (mut compared, tables) = plan(ours, theirs, &options.tables)?;
+    let marks = Marks::open(marks, pair, options)?;
+    progress.rows_expected.store(tables.iter().map(|(table, _)| table.rows).sum(), Ordering::Relaxed);
+    progress.tables_expected.store(tables.len() as u64, Ordering::Relaxed);
+    let mut queue = VecDeque::new();
+    for (table, notes) in tables {
+        if let Some(done) = marks.of(&table.shown()).done {
+            progress.rows.fetch_add(done.source_rows, Ordering::Relaxed);
+            progress.tables.fetch_add(1, Ordering::Relaxed);
+            compared.push(done);
+            continue;
+        }
+        let parts = cut(&source, &table, options, &marks).await?;
+        let gone_through = parts.iter().map(|part| part.source_rows).sum();
+        progress.rows.fetch_add(gone_through, Ordering::Relaxed);
+        let left = AtomicUsize::new(parts.len());
+        let under_way = Arc::new(UnderWay { table, notes, left });
+        queue.extend(parts.into_iter().enumerate().map(|(number, part)| (under_way.clone(), number, part)));
+    }
     let mut sessions = vec![(source, target)];
-    while sessions.len() < jobs {
+    while sessions.len() < options.jobs.min(queue.len()) {
         sessions.push(tokio::try_join!(pair.session(Side::Source), pair.session(Side::Target))?);
     }
+    let queue = Mutex::new(queue);
     let workers = sessions.iter().map(|(source, target)| {
         let work = Work { source, target, options, marks: &marks, progress: &progress, stop: &stop };
         let queue = &queue;
@@ -161,9 +176,13 @@ pub async fn verify(
             let mut done = Vec::new();
             loop {
                 let next = queue.lock().expect("no code panics while it holds this lock").pop_front();
-                let Some((table, notes)) = next else { return Ok::<_, Error>(done) };
-                done.push(work.table(&table, notes).await?);
-                work.progress.tables.fetch_add(1, Ordering::Relaxed);
+                let Some((under_way, number, part)) = next else { return Ok::<_, Error>(done) };
+                work.part(&under_way.table, number, part).await?;
+                // Whoever ends the last part has the whole.
+                if under_way.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    done.push(work.whole(&under_way.table, under_way.notes.clone()).await?);
+                    work.progress.tables.fetch_add(1, Ordering::Relaxed);
+                }
             }
         })
     });
@@ -175,10 +194,38 @@ pub async fn verify(
     Ok(compared)
 }
 
-type Queue = VecDeque<(Table, Vec<String>)>;
+/// A table of which parts are gone through.
+struct UnderWay {
+    table: Table,
+    notes: Vec<String>,
+    /// Parts that are not through.
+    left: AtomicUsize,
+}
+
+/// The parts of a table for several workers, as they were cut before or are now. A small one is one part.
+async fn cut(source: &Session, table: &Table, options: &Options, marks: &Marks) -> Result<Vec<Part>, Error> {
+    let known = marks.of(&table.shown()).parts;
+    if !known.is_empty() {
+        return Ok(known);
+    }
+    let is_large = table.rows / u64::from(options.chunk_rows.max(1)) >= 2 * options.jobs as u64;
+    let mut cuts = Vec::new();
+    if table.has_ranges() && is_large {
+        cuts = rows::cuts(source, table, options.jobs).await?;
+    }
+    let (mut parts, mut after) = (Vec::new(), None);
+    for cut in cuts {
+        parts.push(Part { after: after.replace(cut.clone()), until: Some(cut), ..Part::default() });
+    }
+    parts.push(Part { after, ..Part::default() });
+    marks.cut(&table.shown(), parts.clone())?;
+    Ok(parts)
+}
+
+type Tables = Vec<(Table, Vec<String>)>;
 
 /// Which tables can be compared; those that cannot are results already.
-fn plan(ours: Vec<Table>, theirs: Vec<Table>, wanted: &[String]) -> Result<(Vec<Compared>, Queue), Error> {
+fn plan(ours: Vec<Table>, theirs: Vec<Table>, wanted: &[String]) -> Result<(Vec<Compared>, Tables), Error> {
     let is_wanted = |table: &Table| wanted.is_empty() || wanted.contains(&table.shown());
     let mut theirs: BTreeMap<String, Table> =
         theirs.into_iter().filter(is_wanted).map(|table| (table.shown(), table)).collect();
@@ -204,7 +251,7 @@ fn plan(ours: Vec<Table>, theirs: Vec<Table>, wanted: &[String]) -> Result<(Vec<
     results.extend(theirs.values().map(|table| Compared::of(table, Found::Missing(Side::Source))));
     // The largest first: the last to end should not be the longest.
     queue.sort_by_key(|(table, _)| std::cmp::Reverse(table.rows));
-    Ok((results, queue.into()))
+    Ok((results, queue))
 }
 
 /// What two tables of a name have in common: notes where they can be compared all the same, or why they cannot.
@@ -264,36 +311,39 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    async fn table(&self, table: &Table, notes: Vec<String>) -> Result<Compared, Error> {
-        let mut mark = self.marks.of(&table.shown());
-        if let Some(done) = mark.done {
-            self.progress.rows.fetch_add(done.source_rows, Ordering::Relaxed);
-            return Ok(done);
-        }
-        self.progress.rows.fetch_add(mark.source_rows, Ordering::Relaxed);
-        while !mark.is_through {
+    /// Sums up one part, piece by piece.
+    async fn part(&self, table: &Table, number: usize, mut part: Part) -> Result<(), Error> {
+        while !part.is_through {
             self.check_stop()?;
-            let chunk = self.next_chunk(table, mark.after.as_deref()).await?;
+            let (chunk, is_last) = self.next_chunk(table, &part).await?;
             let (ours, theirs) = self.digests(table, &chunk).await?;
-            mark.source_rows += ours.iter().map(|digest| digest.rows).sum::<u64>();
-            mark.target_rows += theirs.iter().map(|digest| digest.rows).sum::<u64>();
-            self.progress.rows.fetch_add(ours.iter().map(|digest| digest.rows).sum(), Ordering::Relaxed);
-            mark.dirty.extend(chunk.differing(&ours, &theirs));
-            mark.is_through = chunk.is_last();
-            mark.after = chunk.end();
-            self.marks.note(&table.shown(), &mark)?;
+            let rows = |digests: &[Digest]| digests.iter().map(|digest| digest.rows).sum::<u64>();
+            part.source_rows += rows(&ours);
+            part.target_rows += rows(&theirs);
+            self.progress.rows.fetch_add(rows(&ours), Ordering::Relaxed);
+            part.dirty.extend(chunk.differing(&ours, &theirs));
+            part.is_through = is_last;
+            if let Chunk::Range { until, .. } = chunk {
+                part.after = until;
+            }
+            self.marks.note(&table.shown(), number, &part)?;
         }
-        let looked_again = mark.dirty.len() as u64;
-        let left = self.wait_for(table, mark.dirty).await?;
+        Ok(())
+    }
+
+    /// Looks again at what differed in any part of a table.
+    async fn whole(&self, table: &Table, notes: Vec<String>) -> Result<Compared, Error> {
+        let parts = self.marks.of(&table.shown()).parts;
+        let dirty: Vec<Chunk> = parts.iter().flat_map(|part| part.dirty.clone()).collect();
         let mut compared = Compared {
-            source_rows: mark.source_rows,
-            target_rows: mark.target_rows,
-            looked_again,
+            source_rows: parts.iter().map(|part| part.source_rows).sum(),
+            target_rows: parts.iter().map(|part| part.target_rows).sum(),
+            looked_again: dirty.len() as u64,
             notes,
             ..Compared::of(table, Found::Same)
         };
-        for chunk in left {
-            self.look_at_rows(table, &chunk, &mut compared).await?;
+        for chunks in self.wait_for(table, dirty).await?.chunks(LOOKED_AT_TOGETHER) {
+            self.look_at_rows(table, chunks, &mut compared).await?;
         }
         compared.found = match (compared.differing, compared.unsettled) {
             (0, 0) => Found::Same,
@@ -315,12 +365,17 @@ impl Work<'_> {
         }
     }
 
-    async fn next_chunk(&self, table: &Table, after: Option<&[String]>) -> Result<Chunk, Error> {
+    /// The next piece of a part, and whether it is the last.
+    async fn next_chunk(&self, table: &Table, part: &Part) -> Result<(Chunk, bool), Error> {
         if !table.has_ranges() {
-            return Ok(Chunk::Whole);
+            return Ok((Chunk::Whole, true));
         }
-        let until = rows::boundary(self.source, table, after, self.options.chunk_rows).await?;
-        Ok(Chunk::Range { after: after.map(<[String]>::to_vec), until })
+        let rest = Chunk::Range { after: part.after.clone(), until: part.until.clone() };
+        let until = rows::boundary(self.source, table, &rest, self.options.chunk_rows).await?;
+        Ok(match until.filter(|until| Some(until) != part.until.as_ref()) {
+            Some(until) => (Chunk::Range { after: part.after.clone(), until: Some(until) }, false),
+            None => (rest, true),
+        })
     }
 
     async fn digests(&self, table: &Table, chunk: &Chunk) -> Result<(Vec<Digest>, Vec<Digest>), Error> {
@@ -349,45 +404,56 @@ impl Work<'_> {
         }
     }
 
-    /// Names the rows of a piece that differ. What is the same in one look is the same; what stays as it is differs; what changes at
-    /// every look is not settled.
-    async fn look_at_rows(&self, table: &Table, chunk: &Chunk, compared: &mut Compared) -> Result<(), Error> {
-        let mut before: Option<rows::Differences> = None;
-        for look in 0..LOOKS {
-            if look > 0 {
-                self.pause(BETWEEN_LOOKS).await?;
+    /// Names the rows of some pieces that differ. What is the same in one look is the same; what stays as it is differs; what changes
+    /// at every look is not settled.
+    async fn look_at_rows(
+        &self,
+        table: &Table,
+        chunks: &[Chunk],
+        compared: &mut Compared,
+    ) -> Result<(), Error> {
+        let mut before = self.differences(table, chunks).await?;
+        for look in 1..LOOKS {
+            self.pause(BETWEEN_LOOKS).await?;
+            let mut now = self.differences(table, chunks).await?;
+            // Only rows that differed at every look are left.
+            now.retain(|key, _| before.contains_key(key));
+            let is_settled = now.iter().all(|(key, sides)| before.get(key) == Some(sides));
+            if is_settled || look + 1 == LOOKS {
+                self.note_rows(&before, &now, compared);
+                return Ok(());
             }
+            before = now;
+        }
+        Ok(())
+    }
+
+    async fn differences(&self, table: &Table, chunks: &[Chunk]) -> Result<rows::Differences, Error> {
+        let mut found = rows::Differences::new();
+        for chunk in chunks {
             self.check_stop()?;
             let (ours, theirs) = tokio::try_join!(
                 rows::hashes(self.source, table, chunk),
                 rows::hashes(self.target, table, chunk)
             )?;
-            let now = rows::differences(&ours, &theirs);
-            let Some(then) = before.replace(now) else { continue };
-            let now = before.as_mut().expect("it was put there a line above");
-            // Only rows that differed at every look are left.
-            now.retain(|key, _| then.contains_key(key));
-            let is_settled = now.iter().all(|(key, pair)| then.get(key) == Some(pair));
-            if !is_settled && look + 1 < LOOKS {
+            found.extend(rows::differences(&ours, &theirs));
+        }
+        Ok(found)
+    }
+
+    fn note_rows(&self, before: &rows::Differences, now: &rows::Differences, compared: &mut Compared) {
+        let mut left: Vec<_> = now.iter().collect();
+        // Numbers as people count.
+        left.sort_by_key(|(key, _)| key.iter().map(|value| (value.len(), value.clone())).collect::<Vec<_>>());
+        for (key, sides) in left {
+            if before.get(key) != Some(sides) {
+                compared.unsettled += 1;
                 continue;
             }
-            let mut left: Vec<_> = now.iter().collect();
-            // Numbers as people count.
-            left.sort_by_key(|(key, _)| {
-                key.iter().map(|value| (value.len(), value.clone())).collect::<Vec<_>>()
-            });
-            for (key, pair) in left {
-                if then.get(key) != Some(pair) {
-                    compared.unsettled += 1;
-                    continue;
-                }
-                compared.differing += 1;
-                if compared.rows.len() < self.options.most_named {
-                    compared.rows.push(Row { key: key.clone(), what: rows::what(pair) });
-                }
+            compared.differing += 1;
+            if compared.rows.len() < self.options.most_named {
+                compared.rows.push(Row { key: key.clone(), what: rows::what(sides) });
             }
-            return Ok(());
         }
-        Ok(())
     }
 }

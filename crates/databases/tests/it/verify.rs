@@ -29,7 +29,8 @@ const SHOP: &str = r#"
     CREATE TABLE days_2 PARTITION OF days FOR VALUES FROM ('2026-07-01') TO ('2027-01-01');
     INSERT INTO days SELECT date '2026-01-01' + n % 365, n FROM generate_series(0, 1999) n;
     CREATE TABLE "nothing here" ();
-    CREATE TABLE empty (id uuid PRIMARY KEY);"#;
+    CREATE TABLE empty (id uuid PRIMARY KEY);
+    ANALYZE;"#;
 
 struct Shop {
     server: Postgres,
@@ -141,6 +142,26 @@ async fn each_difference_has_a_name() {
 }
 
 #[tokio::test]
+async fn a_large_table_is_cut_for_several_workers_and_nothing_falls_between() {
+    let Some(shop) = Shop::start() else { return };
+    shop.server
+        .sql("two", "DELETE FROM orders WHERE id % 50 = 0; INSERT INTO orders (id) VALUES (-7), (12345)")
+        .unwrap();
+    shop.server.sql("two", "DELETE FROM items WHERE line = 1 AND order_id % 100 = 0").unwrap();
+    for (chunk_rows, jobs) in [(100, 4), (33, 7), (1000, 2), (5000, 1)] {
+        let options = Options { chunk_rows, jobs, most_named: 200, ..at_once() };
+        let compared = shop.compare(&options).await.unwrap();
+        let (orders, items) = (of(&compared, "public.orders"), of(&compared, "public.items"));
+        assert_eq!((orders.source_rows, orders.target_rows), (5000, 4902), "{chunk_rows} {jobs}");
+        assert_eq!(
+            (orders.differing, orders.rows.len(), items.differing),
+            (102, 102, 10),
+            "{chunk_rows} {jobs}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_change_on_its_way_is_no_difference_and_one_that_never_comes_is() {
     let Some(shop) = Shop::start() else { return };
     let change = "UPDATE orders SET note = 'changed' WHERE id BETWEEN 100 AND 110";
@@ -211,12 +232,11 @@ fn marks(folder: &Path) -> usize {
 async fn one_that_was_ended_goes_on_and_forgets_no_difference() {
     let Some(shop) = Shop::start() else { return };
     shop.server.sql("two", "DELETE FROM orders WHERE id = 3").unwrap();
-    let options = Options { chunk_rows: 1, jobs: 1, tables: vec!["public.orders".into()], ..at_once() };
+    let options = Options { chunk_rows: 1, jobs: 3, tables: vec!["public.orders".into()], ..at_once() };
     let (progress, stop) = (Arc::<Progress>::default(), CancellationToken::new());
     let ended = async {
-        // The first mark is written after half a second; all pieces take several.
         for _ in 0..4000 {
-            if marks(shop.marks.path()) > 0 {
+            if progress.rows.load(Ordering::Relaxed) >= 2000 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -227,8 +247,11 @@ async fn one_that_was_ended_goes_on_and_forgets_no_difference() {
     let first = verify(&pair, &options, shop.marks.path(), progress.clone(), stop.clone());
     let (first, ()) = tokio::join!(first, ended);
     assert_eq!(first.unwrap_err().kind, rehome_part::ErrorKind::Cancelled);
+    let file = std::fs::read_dir(shop.marks.path()).unwrap().next().unwrap().unwrap().path();
+    let noted: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!(noted["public.orders"]["parts"].as_array().unwrap().len(), 3, "{noted}");
     let reached = progress.rows.load(Ordering::Relaxed);
-    assert!((10..5000).contains(&reached), "{reached}");
+    assert!((2000..5000).contains(&reached), "{reached}");
     // What is gone over already is not read again: a new difference there is for the next comparison.
     shop.server.sql("two", "DELETE FROM orders WHERE id = 4").unwrap();
     let compared = shop.compare(&options).await.unwrap();

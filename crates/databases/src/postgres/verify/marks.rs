@@ -13,16 +13,26 @@ use std::time::{Duration, Instant};
 /// Between two writes while nothing is finished.
 const EVERY: Duration = Duration::from_millis(500);
 
+/// How far one table is.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Mark {
-    /// Everything up to this key was compared.
+    /// Empty until it was cut.
+    pub parts: Vec<Part>,
+    pub done: Option<Compared>,
+}
+
+/// A range of a table that one worker goes through, or a whole table.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Part {
+    /// Everything of it up to this key was compared; to begin with, where it begins.
     pub after: Option<Vec<String>>,
+    /// Where it ends; `None`: with the table.
+    pub until: Option<Vec<String>>,
     pub is_through: bool,
     pub source_rows: u64,
     pub target_rows: u64,
     /// What differed and is to be looked at again.
     pub dirty: Vec<Chunk>,
-    pub done: Option<Compared>,
 }
 
 #[derive(Debug)]
@@ -57,9 +67,18 @@ impl Marks {
             .unwrap_or_default()
     }
 
-    pub fn note(&self, table: &str, mark: &Mark) -> Result<(), Error> {
+    /// A table was cut.
+    pub fn cut(&self, table: &str, parts: Vec<Part>) -> Result<(), Error> {
         let mut tables = self.tables.lock().expect("no code panics while it holds this lock");
-        tables.0.insert(table.to_owned(), mark.clone());
+        tables.0.insert(table.to_owned(), Mark { parts, done: None });
+        self.write(&tables.0)
+    }
+
+    /// A part of a table is so far.
+    pub fn note(&self, table: &str, number: usize, part: &Part) -> Result<(), Error> {
+        let mut tables = self.tables.lock().expect("no code panics while it holds this lock");
+        let noted = tables.0.get_mut(table).and_then(|mark| mark.parts.get_mut(number));
+        *noted.expect("a part that is worked on was cut before") = part.clone();
         if tables.1.elapsed() < EVERY {
             return Ok(());
         }

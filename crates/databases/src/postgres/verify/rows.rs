@@ -35,17 +35,6 @@ pub(super) struct Digest {
 }
 
 impl Chunk {
-    pub fn is_last(&self) -> bool {
-        !matches!(self, Self::Range { until: Some(_), .. })
-    }
-
-    pub fn end(&self) -> Option<Vec<String>> {
-        match self {
-            Self::Range { until, .. } => until.clone(),
-            _ => None,
-        }
-    }
-
     /// The parts of it that are to be looked at again.
     pub fn differing(&self, ours: &[Digest], theirs: &[Digest]) -> Vec<Self> {
         if *self != Self::Whole {
@@ -111,27 +100,57 @@ fn parameters<'a>(values: &'a [&'a str]) -> Vec<&'a (dyn ToSql + Sync)> {
     values.iter().map(|value| value as &(dyn ToSql + Sync)).collect()
 }
 
-/// The key of the row with which a piece of `rows` rows behind `after` ends; `None` when fewer are left.
+/// The key of the row with which a piece of `rows` rows at the beginning of `rest` ends; `None` when it holds fewer.
 pub(super) async fn boundary(
     session: &Session,
     table: &Table,
-    after: Option<&[String]>,
+    rest: &Chunk,
     rows: u32,
 ) -> Result<Option<Vec<String>>, Error> {
-    let chunk = Chunk::Range { after: after.map(<[String]>::to_vec), until: None };
-    let (condition, values) = chunk.condition(table);
+    let (condition, values) = rest.condition(table);
+    nth_key(session, table, &condition, &values, rows.max(1) - 1).await
+}
+
+async fn nth_key(
+    session: &Session,
+    table: &Table,
+    condition: &str,
+    values: &[&str],
+    skipped: u32,
+) -> Result<Option<Vec<String>>, Error> {
     let keys = quote::names(table.key.iter().map(|column| &*column.name));
     let texts: Vec<String> =
         table.key.iter().map(|column| format!("{}::text", quote::name(&column.name))).collect();
     let statement = format!(
-        "SELECT ARRAY[{}] FROM (SELECT {keys} FROM {} {condition} ORDER BY {keys} OFFSET {} LIMIT 1) piece",
+        "SELECT ARRAY[{}] FROM (SELECT {keys} FROM {} {condition} ORDER BY {keys} OFFSET {skipped} LIMIT 1) piece",
         texts.join(", "),
         table.from(),
-        rows.max(1) - 1,
     );
     let doing = format!("find the next piece of {}", table.shown());
-    let found = session.rows(&doing, &statement, &parameters(&values)).await?;
+    let found = session.rows(&doing, &statement, &parameters(values)).await?;
     Ok(found.first().map(|row| row.get(0)))
+}
+
+/// Keys that cut a table into about `parts` equal ranges, by what the server knows of its values; none where it knows nothing.
+pub(super) async fn cuts(session: &Session, table: &Table, parts: usize) -> Result<Vec<Vec<String>>, Error> {
+    let Some(first) = table.key.first() else { return Ok(Vec::new()) };
+    let statement = "SELECT histogram_bounds::text::text[] FROM pg_stats
+                     WHERE schemaname = $1 AND tablename = $2 AND attname = $3 AND histogram_bounds IS NOT NULL
+                     ORDER BY inherited DESC LIMIT 1";
+    let doing = format!("read the statistics of {}", table.shown());
+    let known = session.rows(&doing, statement, &[&table.schema, &table.name, &first.name]).await?;
+    let bounds: Vec<String> = known.first().map(|row| row.get(0)).unwrap_or_default();
+    let mut cuts: Vec<Vec<String>> = Vec::new();
+    for part in 1..parts {
+        let Some(bound) = bounds.get(part * bounds.len() / parts).filter(|_| bounds.len() >= parts) else {
+            continue;
+        };
+        let condition = format!("WHERE {} >= ($1::text)::{}", quote::name(&first.name), first.kind);
+        // A key that is there, since the bound may be a part of one.
+        let key = nth_key(session, table, &condition, &[bound], 0).await?;
+        cuts.extend(key.filter(|key| cuts.last() != Some(key)));
+    }
+    Ok(cuts)
 }
 
 /// The sums of a piece; of a whole table by bucket.
