@@ -114,11 +114,21 @@ pub struct Compared {
     pub notes: Vec<String>,
 }
 
-/// Two ends to compare.
-#[derive(Debug, Clone)]
+/// Two ends to compare, each with its password if it wants one.
+#[derive(Clone)]
 pub struct Pair {
     pub source: (Address, Option<String>),
     pub target: (Address, Option<String>),
+}
+
+impl std::fmt::Debug for Pair {
+    /// Without the passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pair")
+            .field("source", &self.source.0)
+            .field("target", &self.target.0)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Pair {
