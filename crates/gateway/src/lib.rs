@@ -33,6 +33,7 @@ mod proxy_protocol;
 mod remote;
 mod route;
 mod sabotage;
+mod secured;
 mod server;
 mod service;
 mod session;

@@ -8,69 +8,21 @@ mod wire;
 
 use crate::http1::Upgraded;
 use crate::limits::Paced;
+use crate::secured::MaybeTls;
 use bytes::Bytes;
 use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::server::TlsStream;
 
-/// A client's socket, plain or with TLS.
-#[derive(Debug)]
-pub(crate) enum ClientStream {
-    Plain(Paced<TcpStream>),
-    Tls(Box<TlsStream<Paced<TcpStream>>>),
-}
-
-macro_rules! stream {
-    ($this:ident, $stream:ident => $call:expr) => {
-        match $this.get_mut() {
-            ClientStream::Plain($stream) => $call,
-            ClientStream::Tls($stream) => $call,
-        }
-    };
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        stream!(self, stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        stream!(self, stream => Pin::new(stream).poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        stream!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        stream!(self, stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        stream!(self, stream => Pin::new(stream).poll_shutdown(cx))
-    }
-}
+/// A client's socket.
+pub(crate) type ClientStream = MaybeTls<Paced<TcpStream>, TlsStream<Paced<TcpStream>>>;
 
 impl ClientStream {
     /// From now on closing it looks like a failure to the client, also where the end of the connection is the end of the answer.

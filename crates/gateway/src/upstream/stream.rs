@@ -1,20 +1,17 @@
-//! The socket of an upstream, plain or with TLS, and a count of what it was given to send. Looks into an idle socket; never
-//! knows HTTP.
+//! The socket of an upstream. Looks into an idle one; never knows HTTP.
 
+use crate::secured::MaybeTls;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::task::{Context, Waker};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-#[derive(Debug)]
-pub(crate) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
+/// An upstream's socket.
+pub(crate) type Stream = MaybeTls<TcpStream, TlsStream<TcpStream>>;
 
 impl Stream {
     /// Without TLS there is nothing to negotiate: whoever says so knows it beforehand (RFC 9113 section 3.3).
@@ -52,49 +49,5 @@ impl Stream {
         let mut byte = [0_u8; 1];
         let seen = recv(socket, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
         matches!(seen, Err(Errno::AGAIN | Errno::INTR))
-    }
-}
-
-macro_rules! stream {
-    ($this:ident, $stream:ident => $call:expr) => {
-        match $this.get_mut() {
-            Stream::Plain($stream) => $call,
-            Stream::Tls($stream) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        stream!(self, stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        stream!(self, stream => Pin::new(stream).poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        stream!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        stream!(self, stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        stream!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }
