@@ -29,6 +29,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -306,6 +307,10 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
             return Ok(seen == PREFACE);
         }
         if seen.is_empty() {
+            return Ok(false);
+        }
+        // A part of a preface is no request either; HTTP/1 says so.
+        if stream.ready(Interest::READABLE).await?.is_read_closed() {
             return Ok(false);
         }
         // Bytes that were seen count as ready for ever, so nothing wakes us up when more come.

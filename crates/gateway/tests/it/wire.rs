@@ -199,6 +199,10 @@ async fn what_is_no_http_is_told_so_and_counted() {
         let said = raw(gateway.address, bytes.as_bytes()).await;
         assert_eq!(said.split(' ').nth(1), Some(status), "{bytes:?}: {said}");
     }
-    assert_eq!(gateway.turned_away("malformed").await, 4);
+    // A client that leaves in the middle of HTTP/2's first words is not waited for.
+    let mut stream = connect(&gateway, "PRI * HTTP/2.0\r\n\r\nS").await;
+    stream.shutdown().await.unwrap();
+    assert!(rest(stream).await.unwrap().starts_with("HTTP/1.1 "));
+    assert_eq!(gateway.turned_away("malformed").await, 5);
     assert_eq!(source.count("GET"), 0);
 }
