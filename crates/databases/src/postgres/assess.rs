@@ -4,7 +4,7 @@ use super::VERSIONS;
 use super::connect::Session;
 use rehome_part::{Error, Finding, Severity, Side};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::Row;
 
 /// A transaction that is open for so long holds back the copy and the fence.
@@ -12,6 +12,8 @@ const LONG_TRANSACTION: f64 = 300.0;
 /// So much of the write-ahead log kept for others is worth a word.
 const MUCH_WAL: i64 = 1 << 30;
 const LARGEST_SHOWN: usize = 5;
+/// Bytes of the largest table that are read to see how fast that is.
+const SAMPLE: i64 = 32 << 20;
 
 /// What was found about one database.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,9 @@ pub struct Assessed {
     /// The largest tables with their indexes.
     pub largest: Vec<(String, u64)>,
     pub watched: Option<Watched>,
+    /// How long one session takes to read all tables once, by a sample of the largest; building indexes on the target comes on top.
+    /// `None` where nothing is to be read, or may be.
+    pub read_seconds: Option<f64>,
     pub findings: Vec<Finding>,
 }
 
@@ -58,6 +63,7 @@ pub async fn assess(session: &Session, watch: Duration) -> Result<Assessed, Erro
     slots(session, &server, &mut found).await?;
     objects(session, &mut found).await?;
     let extensions = extensions(session, &mut found).await?;
+    let read_seconds = read_seconds(session, &tables).await?;
     let watched = if watch.is_zero() { None } else { Some(watched(session, watch).await?) };
     found.all.sort_by_key(|finding| std::cmp::Reverse(finding.severity as u8));
     Ok(Assessed {
@@ -73,6 +79,7 @@ pub async fn assess(session: &Session, watch: Duration) -> Result<Assessed, Erro
         extensions,
         largest: tables.largest,
         watched,
+        read_seconds,
         findings: found.all,
     })
 }
@@ -221,6 +228,9 @@ struct Tables {
     rows: u64,
     sequences: u64,
     largest: Vec<(String, u64)>,
+    /// Without indexes: all of them, and the largest that may be read, as SQL names it.
+    bytes: i64,
+    sample: Option<(String, i64)>,
 }
 
 const RELATIONS: &str = "
@@ -228,7 +238,9 @@ SELECT n.nspname || '.' || c.relname, c.relkind::text, c.relpersistence::text, c
        greatest(c.reltuples, 0)::float8, pg_total_relation_size(c.oid)::int8, c.relispartition,
        EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid),
        EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate),
-       c.reltablespace <> 0
+       c.reltablespace <> 0, CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) ELSE 0 END::int8,
+       CASE WHEN c.relkind IN ('r', 'p', 'm') THEN has_table_privilege(c.oid, 'SELECT') ELSE true END,
+       pg_catalog.format('%I.%I', n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'f', 'm', 'S') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
@@ -274,6 +286,15 @@ async fn tables(session: &Session, found: &mut Findings) -> Result<Tables, Error
             "Make the tablespaces on the target, or let everything go to the default one.",
         );
     }
+    let unreadable = named(&|row| !row.get::<_, bool>(11));
+    if !unreadable.is_empty() {
+        let text = format!("this role may not read {}", some(&unreadable));
+        found.block(
+            "may-read",
+            text,
+            "GRANT SELECT on them, or pg_read_all_data (14 and newer), to the role that moves.",
+        );
+    }
     let is_real = |row: &&Row| is_table(row) && kind(row) == "r";
     let largest = rows.iter().filter(is_real).take(LARGEST_SHOWN);
     Ok(Tables {
@@ -281,6 +302,12 @@ async fn tables(session: &Session, found: &mut Findings) -> Result<Tables, Error
         rows: rows.iter().filter(is_real).map(|row| row.get::<_, f64>(4) as u64).sum(),
         sequences: rows.iter().filter(|row| kind(row) == "S").count() as u64,
         largest: largest.map(|row| (row.get(0), row.get::<_, i64>(5) as u64)).collect(),
+        bytes: rows.iter().filter(is_real).map(|row| row.get::<_, i64>(10)).sum(),
+        sample: rows
+            .iter()
+            .filter(|row| is_real(row) && row.get(11))
+            .map(|row| (row.get::<_, String>(12), row.get::<_, i64>(10)))
+            .max_by_key(|(_, bytes)| *bytes),
     })
 }
 
@@ -489,6 +516,22 @@ async fn extensions(session: &Session, found: &mut Findings) -> Result<Vec<Strin
         found.block("timescaledb", text, "Use its own way to move, or turn hypertables into plain ones.");
     }
     Ok(rows.iter().map(|row| format!("{} {}", row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
+/// Reads a sample of the largest table's pages and takes the time.
+async fn read_seconds(session: &Session, tables: &Tables) -> Result<Option<f64>, Error> {
+    let Some((table, bytes)) = tables.sample.as_ref().filter(|(_, bytes)| *bytes > 0) else {
+        return Ok(None);
+    };
+    let percent = (SAMPLE as f64 / *bytes as f64 * 100.0).min(100.0);
+    // The size is a number and the name is quoted by the server itself.
+    let statement = format!(
+        "COPY (SELECT * FROM ONLY {table} TABLESAMPLE SYSTEM ({percent:.6})) TO STDOUT (FORMAT binary)"
+    );
+    let begun = Instant::now();
+    session.copied_out("read a sample", &statement).await?;
+    let sampled = *bytes as f64 * percent / 100.0;
+    Ok(Some(begun.elapsed().as_secs_f64() * tables.bytes as f64 / sampled))
 }
 
 async fn watched(session: &Session, watch: Duration) -> Result<Watched, Error> {

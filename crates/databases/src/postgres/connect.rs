@@ -1,6 +1,7 @@
 //! Sessions: how a server is reached, and what every session sets so that two servers write the same value alike.
 
 use crate::address::{Address, Tls};
+use futures::TryStreamExt;
 use rehome_part::{Error, ErrorKind, Side};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -138,6 +139,13 @@ impl Session {
         values: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, Error> {
         self.client.query_one(statement, values).await.map_err(|error| self.error(doing, &error))
+    }
+
+    /// Reads all that a `COPY … TO STDOUT` gives, and says how much it was.
+    pub(super) async fn copied_out(&self, doing: &str, statement: &str) -> Result<u64, Error> {
+        let copied = self.client.copy_out(statement).await.map_err(|error| self.error(doing, &error))?;
+        let sum = copied.try_fold(0, |sum, piece| std::future::ready(Ok(sum + piece.len() as u64)));
+        sum.await.map_err(|error| self.error(doing, &error))
     }
 
     pub(super) fn error(&self, doing: &str, error: &tokio_postgres::Error) -> Error {

@@ -51,6 +51,7 @@ async fn a_database_that_can_move_has_nothing_in_the_way() {
     written.unwrap();
     assert_eq!((assessed.tables, assessed.rows, assessed.sequences), (2, 1000, 1));
     assert_eq!(assessed.largest[0].0, "public.orders");
+    assert!(assessed.read_seconds.unwrap() > 0.0);
     assert_eq!(ids(&assessed.findings, Severity::Warning), Vec::<&str>::new(), "{:?}", assessed.findings);
     let watched = assessed.watched.unwrap();
     assert!(watched.seconds >= 2.0 && watched.log_bytes_per_second > 1000.0, "{watched:?}");
@@ -94,6 +95,7 @@ async fn everything_that_would_be_lost_or_stand_open_is_found() {
         ids(&assessed.findings, Severity::Blocker),
         [
             "large-objects",
+            "may-read",
             "may-replicate",
             "prepared-transactions",
             "replication-slots",

@@ -3,7 +3,7 @@
 use super::super::{Context, doctor};
 use super::end;
 use crate::exit::{CliError, Exit, of_findings};
-use crate::printer::{Printer, count, size};
+use crate::printer::{Printer, count, size, span};
 use clap::Args;
 use rehome_databases::postgres::{self, Assessed};
 use rehome_part::Side;
@@ -72,6 +72,12 @@ fn show(printer: &Printer, assessed: &Assessed) {
             watched.rows_per_second,
             size(watched.log_bytes_per_second as u64),
             watched.seconds,
+        ));
+    }
+    if let Some(seconds) = assessed.read_seconds {
+        printer.line(&format!(
+            "estimate: {} to read all tables once by one session (from a sample); indexes on the target come on top",
+            span(seconds)
         ));
     }
     if !assessed.largest.is_empty() {
