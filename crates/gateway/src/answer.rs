@@ -52,7 +52,18 @@ impl AnswerHead {
         }
     }
 
-    /// With a header map.
+    /// With a header map, as a client gets it. `id`: the request's, in case the upstream does not say it.
+    ///
+    /// # Errors
+    /// A line is no header after all.
+    pub fn into_prepared(self, id: &HeaderValue) -> Result<response::Parts, Unclear> {
+        let mut parts = self.into_parts()?;
+        headers::prepare_response(&mut parts.headers, parts.version, id);
+        parts.version = Version::HTTP_11;
+        Ok(parts)
+    }
+
+    /// With a header map, as it came.
     ///
     /// # Errors
     /// A line is no header after all.
@@ -112,12 +123,8 @@ impl Answer {
             Self::Passed(passed) => passed,
         };
         let head = AnswerHead { status, version, reason, headers: Headers::Lines(lines) };
-        match head.into_parts() {
-            Ok(mut parts) => {
-                headers::prepare_response(&mut parts.headers, parts.version, &id);
-                parts.version = Version::HTTP_11;
-                Response::from_parts(parts, body)
-            }
+        match head.into_prepared(&id) {
+            Ok(parts) => Response::from_parts(parts, body),
             // The parser that found the lines is not more lenient than the map.
             Err(unclear) => {
                 let mut response = Response::new(ResponseBody::text(format!("{unclear}\n")));

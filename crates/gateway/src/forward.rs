@@ -164,7 +164,7 @@ fn classify<B>(service: &Service, request: &Request<B>, seen: Seen) -> Class {
     }
 }
 
-/// What must not be forwarded and hyper lets pass, and heads that came in whole before hyper counted.
+/// What must not be forwarded and the parser below (ours, or hyper's for HTTP/2) lets pass.
 fn check<B>(request: &Request<B>, seen: Seen, head_bytes: u64) -> Result<(), (StatusCode, &'static str)> {
     if head_bytes > MAX_HEAD as u64 {
         return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large\n"));
@@ -465,12 +465,10 @@ fn respond(mut exchange: Exchange, head: AnswerHead) -> Answer {
         }
         headers => AnswerHead { status, version, reason, headers },
     };
-    let mut parts = match head.into_parts() {
+    let parts = match head.into_prepared(&exchange.id) {
         Ok(parts) => parts,
         Err(unclear) => return unclear_answer(exchange, unclear).into(),
     };
-    headers::prepare_response(&mut parts.headers, parts.version, &exchange.id);
-    parts.version = Version::HTTP_11;
     if let Some(tap) = &mut exchange.tap {
         tap.head(&parts);
     }

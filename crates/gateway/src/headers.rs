@@ -266,8 +266,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Why two parsers could read this head differently, if they could. It is about what hyper lets pass; what it refuses by itself
-/// does not come here.
+/// Why two parsers could read this head differently, if they could. Where a body ends over HTTP/1 is settled before (`http1::Framing`);
+/// what is said of it here is about HTTP/2.
 pub(crate) fn ambiguity<B>(request: &Request<B>, seen: Seen) -> Option<&'static str> {
     let length = || if seen.any(Seen::LENGTH) { length_ambiguity(request.headers()) } else { None };
     target_ambiguity(request).or_else(|| host_ambiguity(request)).or_else(length)

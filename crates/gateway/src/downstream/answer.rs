@@ -115,7 +115,6 @@ impl Shape {
                 self.keeps &= value != b"close";
                 return;
             }
-            Field::Upgrade if !self.is_upgrade => return,
             Field::ContentLength
             | Field::TransferEncoding
             | Field::KeepAlive

@@ -197,11 +197,7 @@ impl Visit {
         if matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
             self.house.linger.ask();
         }
-        let is_body_lost = {
-            let mut wire = self.wire.lock();
-            wire.answer_begins();
-            wire.is_body_lost()
-        };
+        let is_body_lost = self.wire.lock().answer_begins();
         let ends = is_body_lost || self.house.shed.ends_with_answer() || self.leaving.is_asked();
         let keeps = answer::begin(&mut self.outgoing, answer, terms, !ends);
         let (wire, outgoing) = (&self.wire, &mut self.outgoing);

@@ -3,7 +3,7 @@
 
 use super::ClientStream;
 use super::head::{self, Head, Refusal};
-use crate::http1::{LARGEST_READ, Remaining, SMALLEST_READ, Taken, Upgraded, poll_read_some};
+use crate::http1::{self, MAX_HEAD, Remaining, SMALLEST_READ, Taken, Upgraded, poll_read_some};
 use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use std::io::{self, IoSlice};
@@ -73,8 +73,7 @@ impl Wire {
         }
         let is_news = self.read.get(self.looked_at..).is_some_and(|news| news.contains(&b'\n'));
         // The first piece is looked at in any case: what is no HTTP need not be waited for.
-        if self.read.is_empty() || self.looked_at > 0 && !is_news && self.read.len() < crate::http1::MAX_HEAD
-        {
+        if self.read.is_empty() || self.looked_at > 0 && !is_news && self.read.len() < MAX_HEAD {
             return Ok(None);
         }
         match head::head(&mut self.read)? {
@@ -102,33 +101,25 @@ impl Wire {
         poll_read_some(stream, cx, &mut self.read, SMALLEST_READ)
     }
 
-    /// Reads more of a body: large ones in large pieces.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let wanted = match self.remaining.wants() {
-            Some(left) => left.min(LARGEST_READ as u64) as usize,
-            None => self.next_read,
-        };
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
-        poll_read_some(stream, cx, &mut self.read, wanted)
+        http1::poll_fill(stream, cx, &mut self.read, self.remaining, &mut self.next_read)
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         loop {
-            match self.remaining.take(&mut self.read) {
-                Ok(Taken::Data(data)) => {
-                    self.note_end();
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Ok(Taken::Trailers(trailers)) => {
-                    self.note_end();
-                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-                }
-                Ok(Taken::End) => {
-                    self.note_end();
-                    return Poll::Ready(None);
-                }
-                Ok(Taken::Missing) => {}
+            let taken = match self.remaining.take(&mut self.read) {
+                Ok(taken) => taken,
                 Err(unclear) => return Poll::Ready(Some(Err(self.body_broke(unclear.into())))),
+            };
+            if self.remaining == Remaining::Nothing {
+                self.wake();
+            }
+            match taken {
+                Taken::Data(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Taken::Trailers(trailers) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Taken::End => return Poll::Ready(None),
+                Taken::Missing => {}
             }
             if let Err(error) = ready!(self.poll_continue(cx)) {
                 return Poll::Ready(Some(Err(self.body_broke(error))));
@@ -138,7 +129,6 @@ impl Wire {
                     let error = io::Error::new(io::ErrorKind::UnexpectedEof, "the client's body broke off");
                     return Poll::Ready(Some(Err(self.body_broke(error))));
                 }
-                Ok(read) if read >= self.next_read => self.next_read = (self.next_read * 2).min(LARGEST_READ),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Some(Err(self.body_broke(error)))),
             }
@@ -158,12 +148,6 @@ impl Wire {
             }
         }
         Poll::Ready(Ok(()))
-    }
-
-    fn note_end(&mut self) {
-        if self.remaining == Remaining::Nothing {
-            self.wake();
-        }
     }
 
     fn body_broke(&mut self, error: io::Error) -> io::Error {
@@ -209,18 +193,15 @@ impl Wire {
         Poll::Pending
     }
 
-    /// The answer begins: a client that was not asked for its body by now is not asked any more.
-    pub fn answer_begins(&mut self) {
+    /// The answer begins: a client that was not asked for its body by now is not asked any more. True when the rest of the body is not
+    /// here and nobody wants it, so that the connection cannot go on.
+    pub fn answer_begins(&mut self) -> bool {
         if self.continues.len() == CONTINUE.len() {
             self.continues = b"";
         }
         if self.is_abandoned {
             self.skip_body();
         }
-    }
-
-    /// Is the body over, or will it never be?
-    pub fn is_body_lost(&self) -> bool {
         self.is_abandoned && self.remaining != Remaining::Nothing
     }
 

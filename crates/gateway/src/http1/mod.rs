@@ -9,7 +9,7 @@ mod upgraded;
 
 pub(crate) use lines::{Field, Framing, Lines, MOST_HEADERS, Unclear};
 pub(crate) use outgoing::{Ending, Outgoing, Stopped, put_line};
-pub(crate) use reading::{LARGEST_READ, SMALLEST_READ, poll_read_some};
+pub(crate) use reading::{SMALLEST_READ, poll_fill, poll_read_some};
 pub(crate) use remaining::{Remaining, Taken};
 pub(crate) use upgraded::Upgraded;
 

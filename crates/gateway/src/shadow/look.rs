@@ -123,8 +123,9 @@ async fn ask(service: &Service, side: Side, head: &Head) -> Result<(Answer, Dura
     let began = Instant::now();
     connection.begin(head, RequestBody::Empty);
     let Some(Ok(head)) = connection.answer(LONGEST, None).await else { return Err(Blind::NoAnswer) };
-    let mut parts = head.into_parts().map_err(|_| Blind::NoAnswer)?;
     let took = began.elapsed();
+    // What the gateway changes in an answer on its way to the client is changed here, too.
+    let parts = head.into_prepared(&HeaderValue::from_static("-")).map_err(|_| Blind::NoAnswer)?;
     let mut whole = BytesMut::from(connection.take_whole().unwrap_or_default());
     while let Some(frame) = poll_fn(|cx| connection.poll_frame(cx)).await {
         let frame = frame.map_err(|_| Blind::NoAnswer)?;
@@ -136,7 +137,5 @@ async fn ask(service: &Service, side: Side, head: &Head) -> Result<(Answer, Dura
         }
     }
     connection.give_back();
-    // What the gateway changes in an answer on its way to the client is changed here, too.
-    crate::headers::prepare_response(&mut parts.headers, parts.version, &HeaderValue::from_static("-"));
     Ok((Answer { body: whole.freeze(), ..compare::answer_of(&parts) }, took))
 }

@@ -11,9 +11,7 @@ use super::stream::Stream;
 use crate::alarm::Alarm;
 use crate::answer::AnswerHead;
 use crate::body::RequestBody;
-use crate::http1::{
-    LARGEST_READ, Outgoing, Remaining, SMALLEST_READ, Stopped, Taken, Upgraded, poll_read_some,
-};
+use crate::http1::{self, Outgoing, Remaining, SMALLEST_READ, Stopped, Taken, Upgraded};
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
@@ -199,15 +197,7 @@ impl Line {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let wanted = match self.remaining.wants() {
-            Some(left) => left.min(LARGEST_READ as u64) as usize,
-            None => self.next_read,
-        };
-        let read = ready!(poll_read_some(&mut self.stream, cx, &mut self.read, wanted))?;
-        if read >= self.next_read {
-            self.next_read = (self.next_read * 2).min(LARGEST_READ);
-        }
-        Poll::Ready(Ok(read))
+        http1::poll_fill(&mut self.stream, cx, &mut self.read, self.remaining, &mut self.next_read)
     }
 
     /// The next piece of the answer's body. The request goes on being sent beside it only where [`Http1`] sees to it.
