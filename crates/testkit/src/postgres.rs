@@ -11,6 +11,18 @@ use std::time::{Duration, Instant};
 const VERSIONS: &str = "/usr/lib/postgresql";
 const START: Duration = Duration::from_secs(60);
 
+/// The same for a test: where there are none it says loudly that the test did not run, or fails where tools are required.
+#[allow(clippy::print_stderr, reason = "a test that did not run says so")]
+pub fn programs_or_skip() -> Option<PathBuf> {
+    let found = programs();
+    if found.is_none() {
+        let required = std::env::var_os("REHOME_REQUIRE_TOOLS").is_some();
+        assert!(!required, "PostgreSQL is missing: run scripts/tools.sh");
+        eprintln!("SKIPPED: PostgreSQL is missing; run scripts/tools.sh");
+    }
+    found
+}
+
 /// The programs of the newest version here; `None` where there are none.
 pub fn programs() -> Option<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = std::fs::read_dir(VERSIONS)

@@ -1,21 +1,14 @@
 //! `rehome db` as a user sees it: against a real server, killed in the middle, and with what people get wrong.
 
 use crate::harness::{Place, ran};
-use rehome_testkit::postgres::{Postgres, programs};
+use rehome_testkit::postgres::{Postgres, programs_or_skip};
 use rustix::process::{Pid, Signal, kill_process};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// A server, or a word that the test did not run.
-#[allow(clippy::print_stderr, reason = "a test that did not run says so")]
 fn server() -> Option<Postgres> {
-    let Some(programs) = programs() else {
-        let required = std::env::var_os("REHOME_REQUIRE_TOOLS").is_some();
-        assert!(!required, "PostgreSQL is missing: run scripts/tools.sh");
-        eprintln!("SKIPPED: PostgreSQL is missing; run scripts/tools.sh");
-        return None;
-    };
-    let server = Postgres::start(&programs, &[("max_slot_wal_keep_size", "1GB")]).unwrap();
+    let server = Postgres::start(&programs_or_skip()?, &[("max_slot_wal_keep_size", "1GB")]).unwrap();
     for database in ["old", "new"] {
         server.sql("postgres", &format!("CREATE DATABASE {database}")).unwrap();
         server

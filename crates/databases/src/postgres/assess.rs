@@ -65,7 +65,6 @@ pub async fn assess(session: &Session, watch: Duration) -> Result<Assessed, Erro
     let extensions = extensions(session, &mut found).await?;
     let read_seconds = read_seconds(session, &tables).await?;
     let watched = if watch.is_zero() { None } else { Some(watched(session, watch).await?) };
-    found.all.sort_by_key(|finding| std::cmp::Reverse(finding.severity as u8));
     Ok(Assessed {
         version: server.version,
         major: server.major,

@@ -45,8 +45,8 @@ pub async fn run(context: &Context<'_>, args: &AssessArgs) -> Result<Exit, CliEr
     if let Some((address, password)) = target {
         let session = postgres::connect(&address, password.as_deref(), Side::Target).await?;
         assessed.findings.extend(postgres::fits(&assessed, &session).await?);
-        assessed.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity as u8));
     }
+    assessed.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     if context.global.json {
         context.printer.json(&serde_json::json!({ "ui": "1.0", "type": "db-assess", "assessed": assessed }));
     } else {
