@@ -1,10 +1,39 @@
-//! Where a database is, as people write it: `postgres://user@host:port/database?sslmode=…`. Never holds a password.
+//! Where a database is, as people write it: `postgres://user@host:port/database?sslmode=…`, `mysql://…`, `redis://…`. Never
+//! holds a password.
 
 use percent_encoding::percent_decode_str;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use url::Url;
+
+/// Whose language is spoken there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    Postgres,
+    /// MySQL and MariaDB: which of them, the server says.
+    Mysql,
+    Redis,
+}
+
+impl Engine {
+    /// The scheme of its addresses.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Mysql => "mysql",
+            Self::Redis => "redis",
+        }
+    }
+
+    fn port(self) -> u16 {
+        match self {
+            Self::Postgres => 5432,
+            Self::Mysql => 3306,
+            Self::Redis => 6379,
+        }
+    }
+}
 
 /// How the way to the server is protected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,10 +47,13 @@ pub enum Tls {
 /// A database on a server. Its text form can be written again and holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// A name, an address, or the folder of a socket.
+    pub engine: Engine,
+    /// A name, an address, or the folder of a socket (MySQL, Redis: the socket itself).
     pub host: String,
     pub port: u16,
+    /// Redis: `default` where none is named.
     pub user: String,
+    /// Redis: the number of one, `0` where none is named.
     pub database: String,
     pub tls: Tls,
 }
@@ -41,7 +73,8 @@ impl AddressError {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "postgres://{}@{}:{}/{}", self.user, self.host, self.port, self.database)
+        let scheme = self.engine.scheme();
+        write!(f, "{scheme}://{}@{}:{}/{}", self.user, self.host, self.port, self.database)
     }
 }
 
@@ -49,20 +82,18 @@ impl Address {
     /// # Errors
     /// It is no address of a database that can be used here; a password in it is one of the reasons.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
-        let example = "write postgres://user@host:5432/database";
+        let example = "write postgres://user@host:5432/database, mysql://… or redis://…";
         // The text may hold a password, so it is not shown.
         let url = Url::parse(text)
             .map_err(|error| AddressError::new(format!("the address makes no sense: {error}"), example))?;
-        match url.scheme() {
-            "postgres" | "postgresql" => {}
-            "mysql" | "mariadb" | "redis" | "rediss" => {
-                let text = format!("{} cannot be assessed or verified yet", url.scheme());
-                return Err(AddressError::new(text, "PostgreSQL can: postgres://user@host:5432/database"));
-            }
+        let engine = match url.scheme() {
+            "postgres" | "postgresql" => Engine::Postgres,
+            "mysql" | "mariadb" => Engine::Mysql,
+            "redis" | "rediss" => Engine::Redis,
             other => {
                 return Err(AddressError::new(format!("`{other}://` is no database known here"), example));
             }
-        }
+        };
         if url.password().is_some() {
             return Err(AddressError::new(
                 "the address holds a password, which everybody on this machine can read in the list of processes",
@@ -74,11 +105,11 @@ impl Address {
         let (mut mode, mut authorities) = (None, None);
         for (key, value) in url.query_pairs() {
             match &*key {
-                "host" => host = value.into_owned(),
+                "host" | "socket" => host = value.into_owned(),
                 "sslmode" => mode = Some(value.into_owned()),
                 "sslrootcert" => authorities = Some(PathBuf::from(&*value)),
                 _ => {
-                    let known = "host (a socket's folder), sslmode and sslrootcert are known";
+                    let known = "host or socket (a path), sslmode and sslrootcert are known";
                     return Err(AddressError::new(format!("`{key}` is not known in an address"), known));
                 }
             }
@@ -86,14 +117,21 @@ impl Address {
         if host.is_empty() {
             return Err(AddressError::new("the address names no host", example));
         }
-        let user = decoded(url.username());
-        let database = decoded(url.path().trim_start_matches('/'));
+        let mut user = decoded(url.username());
+        let mut database = decoded(url.path().trim_start_matches('/'));
+        if engine == Engine::Redis {
+            user = if user.is_empty() { "default".to_owned() } else { user };
+            database = if database.is_empty() { "0".to_owned() } else { database };
+        }
         if user.is_empty() || database.is_empty() {
             let missing = if user.is_empty() { "user" } else { "database" };
             return Err(AddressError::new(format!("the address names no {missing}"), example));
         }
-        let tls = tls(&host, mode.as_deref(), authorities)?;
-        Ok(Self { host, port: url.port().unwrap_or(5432), user, database, tls })
+        let mut tls = tls(&host, mode.as_deref(), authorities)?;
+        if url.scheme() == "rediss" && tls == Tls::Off && mode.is_none() {
+            tls = Tls::Verified { authorities: None };
+        }
+        Ok(Self { engine, host, port: url.port().unwrap_or(engine.port()), user, database, tls })
     }
 }
 
@@ -134,6 +172,13 @@ mod tests {
         assert_eq!((here.port, here.tls), (5432, Tls::Off));
         let socket = Address::parse("postgres://app@x/shop?host=/run/postgresql").unwrap();
         assert_eq!((&*socket.host, socket.tls), ("/run/postgresql", Tls::Off));
+        let cache = Address::parse("rediss://127.0.0.1").unwrap();
+        assert_eq!(
+            (cache.engine, cache.port, &*cache.user, &*cache.database),
+            (Engine::Redis, 6379, "default", "0")
+        );
+        assert_eq!(cache.tls, Tls::Verified { authorities: None });
+        assert_eq!(Address::parse("mariadb://app@db/shop").unwrap().to_string(), "mysql://app@db:3306/shop");
         let known = Address::parse("postgres://app@127.0.0.1/shop?sslrootcert=ca.pem").unwrap();
         assert_eq!(known.tls, Tls::Verified { authorities: Some("ca.pem".into()) });
     }
@@ -147,7 +192,6 @@ mod tests {
             ("postgres://app@db/shop?sslmode=require", "does not prove which server"),
             ("postgres://app@db/shop?sslmode=on", "is not known"),
             ("postgres://app@db/shop?target_session_attrs=any", "is not known"),
-            ("mysql://app@db/shop", "yet"),
             ("sqlite://x", "no database known"),
             ("shop", "makes no sense"),
         ] {

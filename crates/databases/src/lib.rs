@@ -3,5 +3,6 @@
 
 mod address;
 pub mod postgres;
+mod trust;
 
-pub use address::{Address, AddressError, Tls};
+pub use address::{Address, AddressError, Engine, Tls};

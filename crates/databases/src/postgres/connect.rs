@@ -1,12 +1,9 @@
 //! Sessions: how a server is reached, and what every session sets so that two servers write the same value alike.
 
 use crate::address::{Address, Tls};
+use crate::trust::trust;
 use futures::TryStreamExt;
 use rehome_part::{Error, ErrorKind, Side};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
@@ -84,34 +81,6 @@ fn ended(how: Result<(), tokio_postgres::Error>) {
     if let Err(error) = how {
         tracing::debug!(%error, "a session ended");
     }
-}
-
-/// Whom we believe: the system's authorities, or those of a file alone.
-fn trust(authorities: Option<&std::path::Path>) -> Result<ClientConfig, Error> {
-    let mut roots = RootCertStore::empty();
-    match authorities {
-        Some(path) => {
-            let unreadable = |why: &dyn std::fmt::Display| {
-                Error::permanent(ErrorKind::Other, format!("sslrootcert {}: {why}", path.display()))
-            };
-            let all = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?;
-            for certificate in all {
-                let certificate = certificate.map_err(|error| unreadable(&error))?;
-                roots.add(certificate).map_err(|error| unreadable(&error))?;
-            }
-            if roots.is_empty() {
-                return Err(unreadable(&"no certificate is in it"));
-            }
-        }
-        None => {
-            let (_added, _passed_over) =
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| Error::permanent(ErrorKind::Other, error.to_string()))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 impl Session {

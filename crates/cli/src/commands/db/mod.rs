@@ -6,7 +6,7 @@ pub mod verify;
 use super::{Context, resolve};
 use crate::exit::{CliError, Exit};
 use clap::{Args, Subcommand};
-use rehome_databases::Address;
+use rehome_databases::{Address, Engine};
 use rehome_spec::Secret;
 
 /// Work with databases by themselves: what stands in the way of moving one, and whether two hold the same
@@ -37,6 +37,10 @@ pub async fn run(context: &Context<'_>, args: &DbArgs) -> Result<Exit, CliError>
 fn end(text: &str, password: Option<&String>, what: &str) -> Result<(Address, Option<String>), CliError> {
     let address = Address::parse(text)
         .map_err(|error| CliError::usage(format!("{what}: {}", error.text)).hint(error.hint))?;
+    if address.engine != Engine::Postgres {
+        let text = format!("{what}: {} cannot be assessed or verified yet", address.engine.scheme());
+        return Err(CliError::usage(text).hint("PostgreSQL can: postgres://user@host:5432/database"));
+    }
     let password = match password {
         Some(reference) => {
             let secret = Secret(reference.clone());
