@@ -1,8 +1,13 @@
-//! Databases: what they hold and what stands in the way of moving them (`assess`), and whether two of them hold the same (`verify`).
-//! Each engine's own replication does the moving; this crate never writes one, never prints, and never logs a statement.
+//! Databases: what they hold and what stands in the way of moving them (`assess`), whether two of them hold the same (`verify`), and
+//! the move itself as a part, a folder per engine. Each engine's own replication does the moving; this crate never writes one, never
+//! prints, and never logs a statement.
 
 mod address;
+mod end;
+mod facts;
 pub mod postgres;
 mod trust;
 
 pub use address::{Address, AddressError, Engine, Tls};
+pub use end::{End, Ends, FenceMeans, Login};
+pub use facts::Facts;
