@@ -6,6 +6,7 @@ pub mod cloud;
 pub mod delay;
 mod listen;
 pub mod load;
+pub mod mariadb;
 mod moment;
 pub mod namespaces;
 pub mod oracle;

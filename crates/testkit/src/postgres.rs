@@ -178,7 +178,7 @@ impl Drop for Postgres {
 }
 
 /// Number and group of a user, from the system's list.
-fn user(name: &str) -> io::Result<(u32, u32)> {
+pub(crate) fn user(name: &str) -> io::Result<(u32, u32)> {
     let users = std::fs::read_to_string("/etc/passwd")?;
     let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no user {name} here"));
     let line = users.lines().find(|line| line.split(':').next() == Some(name)).ok_or_else(missing)?;
