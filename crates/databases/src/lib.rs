@@ -5,8 +5,10 @@
 mod address;
 mod end;
 mod facts;
+pub mod mysql;
 pub mod postgres;
 mod trust;
+pub mod verify;
 
 pub use address::{Address, AddressError, Engine, Tls};
 pub use end::{End, Ends, FenceMeans, Login};

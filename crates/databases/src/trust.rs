@@ -8,26 +8,23 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Whom we believe: the system's authorities, or those of a file alone.
-pub(crate) fn trust(authorities: Option<&Path>) -> Result<ClientConfig, Error> {
+pub(crate) fn authorities(file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let Some(path) = file else { return Ok(rustls_native_certs::load_native_certs().certs) };
+    let unreadable = |why: &dyn std::fmt::Display| {
+        Error::permanent(ErrorKind::Other, format!("sslrootcert {}: {why}", path.display()))
+    };
+    let all = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?;
+    let all: Vec<_> = all.collect::<Result<_, _>>().map_err(|error| unreadable(&error))?;
+    if all.is_empty() { Err(unreadable(&"no certificate is in it")) } else { Ok(all) }
+}
+
+/// The same as a client of rustls wants it.
+pub(crate) fn trust(file: Option<&Path>) -> Result<ClientConfig, Error> {
     let mut roots = RootCertStore::empty();
-    match authorities {
-        Some(path) => {
-            let unreadable = |why: &dyn std::fmt::Display| {
-                Error::permanent(ErrorKind::Other, format!("sslrootcert {}: {why}", path.display()))
-            };
-            let all = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?;
-            for certificate in all {
-                let certificate = certificate.map_err(|error| unreadable(&error))?;
-                roots.add(certificate).map_err(|error| unreadable(&error))?;
-            }
-            if roots.is_empty() {
-                return Err(unreadable(&"no certificate is in it"));
-            }
-        }
-        None => {
-            let (_added, _passed_over) =
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
+    let (added, _passed_over) = roots.add_parsable_certificates(authorities(file)?);
+    if let Some(path) = file.filter(|_| added == 0) {
+        let text = format!("sslrootcert {}: no certificate in it makes sense", path.display());
+        return Err(Error::permanent(ErrorKind::Other, text));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();

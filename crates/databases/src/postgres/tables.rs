@@ -2,29 +2,8 @@
 
 use super::connect::Session;
 use super::quote;
+use crate::verify::{Column, Table};
 use rehome_part::Error;
-
-/// A plain table, or the root of a partitioned one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Table {
-    pub schema: String,
-    pub name: String,
-    pub is_partitioned: bool,
-    pub columns: Vec<Column>,
-    /// The columns of the primary key, or of another unique index without nulls. Empty: nothing names a row.
-    pub key: Vec<Column>,
-    /// The server's own guess.
-    pub rows: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Column {
-    pub name: String,
-    /// As SQL writes it, with its schema.
-    pub kind: String,
-    /// Does its order depend on a collation, which another server may have in another version?
-    pub is_collated: bool,
-}
 
 const TABLES: &str = "
 SELECT n.nspname::text, c.relname::text, c.relkind = 'p', greatest(c.reltuples, 0)::float8,
@@ -84,20 +63,8 @@ pub(super) async fn read(session: &Session) -> Result<Vec<Table>, Error> {
     Ok(tables.collect())
 }
 
-impl Table {
-    /// As people write it.
-    pub fn shown(&self) -> String {
-        format!("{}.{}", self.schema, self.name)
-    }
-
-    /// As `FROM` wants it; children by inheritance are tables of their own.
-    pub fn from(&self) -> String {
-        let only = if self.is_partitioned { "" } else { "ONLY " };
-        format!("{only}{}.{}", quote::name(&self.schema), quote::name(&self.name))
-    }
-
-    /// Can its rows be cut into ranges that mean the same on every server?
-    pub fn has_ranges(&self) -> bool {
-        !self.key.is_empty() && self.key.iter().all(|column| !column.is_collated)
-    }
+/// As `FROM` wants it; children by inheritance are tables of their own.
+pub(super) fn from(table: &Table) -> String {
+    let only = if table.is_partitioned { "" } else { "ONLY " };
+    format!("{only}{}.{}", quote::name(&table.schema), quote::name(&table.name))
 }

@@ -1,146 +1,20 @@
-//! Do two databases hold the same rows? Each server hashes its own; only sums travel. Where sums differ they are looked at again,
-//! since a change may still be on its way, and only then row by row, so that a difference has a name. Believes no replication's word.
-//!
-//! Hash: `md5` of the row's text with all settings that shape it set alike, summed in two halves of 64 bits, so that order does not
-//! matter and a row twice is not a row once. It finds accidents; nobody is kept from making two rows that collide.
+//! The statements of a comparison: where a piece ends, its sums, and its rows.
 
-mod marks;
-mod rows;
-
-use super::connect::Session;
-use super::connect::connect;
-use super::tables::{self, Table};
+use super::connect::{Session, connect};
+use super::quote;
+use super::tables::{self, from};
 use crate::address::Address;
-use marks::{Marks, Part};
+use crate::verify::{Chunk, Column, Digest, Hashes, Reads, Table};
+pub use crate::verify::{Compared, Found, Options, Pair, Progress, Row, What};
 use rehome_part::{Error, Side};
-use rows::{Chunk, Digest};
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use tokio::time::Instant;
+use std::sync::Arc;
+use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 
-/// Looks at rows that differ, so far apart: what changes between two looks is under way, not wrong.
-const LOOKS: u32 = 5;
-const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
-/// Pieces whose rows are looked at together: so many fit into memory even where every row differs.
-const LOOKED_AT_TOGETHER: usize = 16;
-
-/// How to compare.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// `schema.table`; empty: all.
-    pub tables: Vec<String>,
-    /// Rows of a piece.
-    pub chunk_rows: u32,
-    /// Pieces under way at once, each with a session on both sides.
-    pub jobs: usize,
-    /// How long a change may take from one side to the other.
-    pub patience: Duration,
-    /// Differing rows that are named per table.
-    pub most_named: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            tables: Vec::new(),
-            chunk_rows: 20_000,
-            jobs: 4,
-            patience: Duration::from_secs(10),
-            most_named: 20,
-        }
-    }
-}
-
-/// How far a comparison is.
-#[derive(Debug, Default)]
-pub struct Progress {
-    pub rows: AtomicU64,
-    pub rows_expected: AtomicU64,
-    pub tables: AtomicU64,
-    pub tables_expected: AtomicU64,
-}
-
-/// What was found of one table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Found {
-    Same,
-    Differs,
-    /// Some rows changed at every look; whether they arrive is not known.
-    Unsettled,
-    /// One side has no such table.
-    Missing(Side),
-    /// A column is on one side only, so rows cannot be compared.
-    Unlike,
-}
-
-/// One row that is not the same on both sides.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Row {
-    /// Values of the key's columns; without a key, a hash of the row.
-    pub key: Vec<String>,
-    pub what: What,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum What {
-    OnlyOnSource,
-    OnlyOnTarget,
-    Differs,
-}
-
-/// What became of one table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Compared {
-    pub table: String,
-    pub found: Found,
-    /// The names of the key's columns.
-    pub key: Vec<String>,
-    pub source_rows: u64,
-    pub target_rows: u64,
-    /// Pieces that had to be looked at again.
-    pub looked_again: u64,
-    pub differing: u64,
-    pub unsettled: u64,
-    /// The first of those that differ.
-    pub rows: Vec<Row>,
-    /// What else a person should know.
-    pub notes: Vec<String>,
-}
-
-/// Two ends to compare, each with its password if it wants one.
-#[derive(Clone)]
-pub struct Pair {
-    pub source: (Address, Option<String>),
-    pub target: (Address, Option<String>),
-}
-
-impl std::fmt::Debug for Pair {
-    /// Without the passwords.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pair")
-            .field("source", &self.source.0)
-            .field("target", &self.target.0)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Pair {
-    fn end(&self, side: Side) -> &(Address, Option<String>) {
-        if side == Side::Source { &self.source } else { &self.target }
-    }
-
-    async fn session(&self, side: Side) -> Result<Session, Error> {
-        let (address, password) = self.end(side);
-        Box::pin(connect(address, password.as_deref(), side)).await
-    }
-}
+/// Digits of a hash that make a bucket: 4096 of them.
+const BUCKET_DIGITS: usize = 3;
 
 /// Compares all tables, and says of each what was found. `marks`: a folder where an interrupted comparison finds how far it was.
 ///
@@ -153,317 +27,174 @@ pub async fn verify(
     progress: Arc<Progress>,
     stop: CancellationToken,
 ) -> Result<Vec<Compared>, Error> {
-    let (source, target) = tokio::try_join!(pair.session(Side::Source), pair.session(Side::Target))?;
-    let (ours, theirs) = tokio::try_join!(tables::read(&source), tables::read(&target))?;
-    let (mut compared, tables) = plan(ours, theirs, &options.tables)?;
-    let marks = Marks::open(marks, pair, options)?;
-    progress.rows_expected.store(tables.iter().map(|(table, _)| table.rows).sum(), Ordering::Relaxed);
-    progress.tables_expected.store(tables.len() as u64, Ordering::Relaxed);
-    let mut queue = VecDeque::new();
-    for (table, notes) in tables {
-        if let Some(done) = marks.of(&table.shown()).done {
-            progress.rows.fetch_add(done.source_rows, Ordering::Relaxed);
-            progress.tables.fetch_add(1, Ordering::Relaxed);
-            compared.push(done);
-            continue;
+    crate::verify::compare::<Session>(pair, options, marks, progress, stop).await
+}
+
+impl Reads for Session {
+    async fn open(address: &Address, password: Option<&str>, side: Side) -> Result<Self, Error> {
+        connect(address, password, side).await
+    }
+
+    async fn tables(&self) -> Result<Vec<Table>, Error> {
+        tables::read(self).await
+    }
+
+    async fn boundary(&self, table: &Table, rest: &Chunk, rows: u32) -> Result<Option<Vec<String>>, Error> {
+        boundary(self, table, rest, rows).await
+    }
+
+    async fn cuts(&self, table: &Table, parts: usize) -> Result<Vec<Vec<String>>, Error> {
+        cuts(self, table, parts).await
+    }
+
+    async fn digests(&self, table: &Table, chunk: &Chunk) -> Result<Vec<Digest>, Error> {
+        digests(self, table, chunk).await
+    }
+
+    async fn hashes(&self, table: &Table, chunk: &Chunk) -> Result<Hashes, Error> {
+        hashes(self, table, chunk).await
+    }
+}
+
+/// The condition for the rows of a piece, with parameters from `$1` on.
+fn condition<'a>(chunk: &'a Chunk, table: &Table) -> (String, Vec<&'a str>) {
+    let mut text = String::new();
+    let mut values: Vec<&str> = Vec::new();
+    match chunk {
+        Chunk::Whole => {}
+        Chunk::Bucket(bucket) => {
+            text = format!("WHERE {} = $1", bucket_of(table));
+            values.push(bucket);
         }
-        let parts = cut(&source, &table, options, &marks).await?;
-        let gone_through = parts.iter().map(|part| part.source_rows).sum();
-        progress.rows.fetch_add(gone_through, Ordering::Relaxed);
-        let left = AtomicUsize::new(parts.len());
-        let under_way = Arc::new(UnderWay { table, notes, left });
-        queue.extend(parts.into_iter().enumerate().map(|(number, part)| (under_way.clone(), number, part)));
-    }
-    let mut sessions = vec![(source, target)];
-    while sessions.len() < options.jobs.min(queue.len()) {
-        sessions.push(tokio::try_join!(pair.session(Side::Source), pair.session(Side::Target))?);
-    }
-    let queue = Mutex::new(queue);
-    let workers = sessions.iter().map(|(source, target)| {
-        let work = Work { source, target, options, marks: &marks, progress: &progress, stop: &stop };
-        let queue = &queue;
-        Box::pin(async move {
-            let mut done = Vec::new();
-            loop {
-                let next = queue.lock().expect("no code panics while it holds this lock").pop_front();
-                let Some((under_way, number, part)) = next else { return Ok::<_, Error>(done) };
-                work.part(&under_way.table, number, part).await?;
-                // Whoever ends the last part has the whole.
-                if under_way.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    done.push(work.whole(&under_way.table, under_way.notes.clone()).await?);
-                    work.progress.tables.fetch_add(1, Ordering::Relaxed);
-                }
+        Chunk::Range { after, until } => {
+            for (bound, sign) in [(after, ">"), (until, "<=")] {
+                let Some(bound) = bound else { continue };
+                let word = if text.is_empty() { "WHERE" } else { " AND" };
+                let (keys, places) = comparison(&table.key, values.len());
+                // Writing to a string does not fail.
+                let _ = write!(text, "{word} ({keys}) {sign} ({places})");
+                values.extend(bound.iter().map(String::as_str));
             }
-        })
-    });
-    for done in futures::future::try_join_all(workers).await? {
-        compared.extend(done);
-    }
-    marks.remove();
-    compared.sort_by(|one, other| one.table.cmp(&other.table));
-    Ok(compared)
-}
-
-/// A table of which parts are gone through.
-struct UnderWay {
-    table: Table,
-    notes: Vec<String>,
-    /// Parts that are not through.
-    left: AtomicUsize,
-}
-
-/// The parts of a table for several workers, as they were cut before or are now. A small one is one part.
-async fn cut(source: &Session, table: &Table, options: &Options, marks: &Marks) -> Result<Vec<Part>, Error> {
-    let known = marks.of(&table.shown()).parts;
-    if !known.is_empty() {
-        return Ok(known);
-    }
-    let is_large = table.rows / u64::from(options.chunk_rows.max(1)) >= 2 * options.jobs as u64;
-    let mut cuts = Vec::new();
-    if table.has_ranges() && is_large {
-        cuts = rows::cuts(source, table, options.jobs).await?;
-    }
-    let (mut parts, mut after) = (Vec::new(), None);
-    for cut in cuts {
-        parts.push(Part { after: after.replace(cut.clone()), until: Some(cut), ..Part::default() });
-    }
-    parts.push(Part { after, ..Part::default() });
-    marks.cut(&table.shown(), parts.clone())?;
-    Ok(parts)
-}
-
-type Tables = Vec<(Table, Vec<String>)>;
-
-/// Which tables can be compared; those that cannot are results already.
-fn plan(ours: Vec<Table>, theirs: Vec<Table>, wanted: &[String]) -> Result<(Vec<Compared>, Tables), Error> {
-    let is_wanted = |table: &Table| wanted.is_empty() || wanted.contains(&table.shown());
-    let mut theirs: BTreeMap<String, Table> =
-        theirs.into_iter().filter(is_wanted).map(|table| (table.shown(), table)).collect();
-    let ours: Vec<Table> = ours.into_iter().filter(is_wanted).collect();
-    for name in wanted {
-        if !theirs.contains_key(name) && !ours.iter().any(|table| table.shown() == *name) {
-            let text = format!("no side has a table {name}");
-            let hint = "write schema.table as the catalog has it";
-            return Err(Error::permanent(rehome_part::ErrorKind::NotFound, text).hint(hint));
         }
     }
-    let (mut results, mut queue) = (Vec::new(), Vec::new());
-    for table in ours {
-        let Some(other) = theirs.remove(&table.shown()) else {
-            results.push(Compared::of(&table, Found::Missing(Side::Target)));
+    (text, values)
+}
+
+/// The key's columns, and parameters of their types behind `taken` others.
+fn comparison(key: &[Column], taken: usize) -> (String, String) {
+    let places: Vec<String> = key
+        .iter()
+        .enumerate()
+        .map(|(place, column)| format!("(${}::text)::{}", taken + place + 1, column.kind))
+        .collect();
+    (quote::names(key.iter().map(|column| &*column.name)), places.join(", "))
+}
+
+fn row_hash(columns: &[Column]) -> String {
+    format!("md5(ROW({})::text)", quote::names(columns.iter().map(|column| &*column.name)))
+}
+
+/// By the key, so that both states of a row are in one bucket; without a key by the row itself.
+fn bucket_of(table: &Table) -> String {
+    let by = if table.key.is_empty() { &table.columns } else { &table.key };
+    format!("substr({}, 1, {BUCKET_DIGITS})", row_hash(by))
+}
+
+fn parameters<'a>(values: &'a [&'a str]) -> Vec<&'a (dyn ToSql + Sync)> {
+    values.iter().map(|value| value as &(dyn ToSql + Sync)).collect()
+}
+
+/// The key of the row with which a piece of `rows` rows at the beginning of `rest` ends; `None` when it holds fewer.
+async fn boundary(
+    session: &Session,
+    table: &Table,
+    rest: &Chunk,
+    rows: u32,
+) -> Result<Option<Vec<String>>, Error> {
+    let (condition, values) = condition(rest, table);
+    nth_key(session, table, &condition, &values, rows.max(1) - 1).await
+}
+
+async fn nth_key(
+    session: &Session,
+    table: &Table,
+    condition: &str,
+    values: &[&str],
+    skipped: u32,
+) -> Result<Option<Vec<String>>, Error> {
+    let keys = quote::names(table.key.iter().map(|column| &*column.name));
+    let texts: Vec<String> =
+        table.key.iter().map(|column| format!("{}::text", quote::name(&column.name))).collect();
+    let statement = format!(
+        "SELECT ARRAY[{}] FROM (SELECT {keys} FROM {} {condition} ORDER BY {keys} OFFSET {skipped} LIMIT 1) piece",
+        texts.join(", "),
+        from(table),
+    );
+    let doing = format!("find the next piece of {}", table.shown());
+    let found = session.rows(&doing, &statement, &parameters(values)).await?;
+    Ok(found.first().map(|row| row.get(0)))
+}
+
+/// Keys that cut a table into about `parts` equal ranges, by what the server knows of its values; none where it knows nothing.
+async fn cuts(session: &Session, table: &Table, parts: usize) -> Result<Vec<Vec<String>>, Error> {
+    let Some(first) = table.key.first() else { return Ok(Vec::new()) };
+    let statement = "SELECT histogram_bounds::text::text[] FROM pg_stats
+                     WHERE schemaname = $1 AND tablename = $2 AND attname = $3 AND histogram_bounds IS NOT NULL
+                     ORDER BY inherited DESC LIMIT 1";
+    let doing = format!("read the statistics of {}", table.shown());
+    let known = session.rows(&doing, statement, &[&table.schema, &table.name, &first.name]).await?;
+    let bounds: Vec<String> = known.first().map(|row| row.get(0)).unwrap_or_default();
+    let mut cuts: Vec<Vec<String>> = Vec::new();
+    for part in 1..parts {
+        let Some(bound) = bounds.get(part * bounds.len() / parts).filter(|_| bounds.len() >= parts) else {
             continue;
         };
-        match likeness(&table, &other) {
-            Ok(notes) => queue.push((table, notes)),
-            Err(notes) => results.push(Compared { notes, ..Compared::of(&table, Found::Unlike) }),
-        }
+        let condition = format!("WHERE {} >= ($1::text)::{}", quote::name(&first.name), first.kind);
+        // A key that is there, since the bound may be a part of one.
+        let key = nth_key(session, table, &condition, &[bound], 0).await?;
+        cuts.extend(key.filter(|key| cuts.last() != Some(key)));
     }
-    results.extend(theirs.values().map(|table| Compared::of(table, Found::Missing(Side::Source))));
-    // The largest first: the last to end should not be the longest.
-    queue.sort_by_key(|(table, _)| std::cmp::Reverse(table.rows));
-    Ok((results, queue))
+    Ok(cuts)
 }
 
-/// What two tables of a name have in common: notes where they can be compared all the same, or why they cannot.
-fn likeness(ours: &Table, theirs: &Table) -> Result<Vec<String>, Vec<String>> {
-    let missing = |from: &Table, of: &Table, side: &str| -> Vec<String> {
-        let lacks = |column: &&tables::Column| !from.columns.iter().any(|other| other.name == column.name);
-        let lacking = of.columns.iter().filter(lacks);
-        lacking.map(|column| format!("column {} is not on the {side}", column.name)).collect()
+/// The sums of a piece; of a whole table by bucket.
+async fn digests(session: &Session, table: &Table, chunk: &Chunk) -> Result<Vec<Digest>, Error> {
+    let (condition, values) = condition(chunk, table);
+    let bucket = if *chunk == Chunk::Whole { bucket_of(table) } else { "''".to_owned() };
+    let half =
+        |from: u32| format!("coalesce(sum(('x' || substr(h, {from}, 16))::bit(64)::int8::numeric), 0)::text");
+    let statement = format!(
+        "SELECT b, count(*)::int8, {}, {} FROM (SELECT {bucket} AS b, {} AS h FROM {} {condition}) hashed GROUP BY b ORDER BY b",
+        half(1),
+        half(17),
+        row_hash(&table.columns),
+        from(table),
+    );
+    let doing = format!("sum up {}", table.shown());
+    let rows = session.rows(&doing, &statement, &parameters(&values)).await?;
+    let digest = |row: &tokio_postgres::Row| Digest {
+        bucket: row.get(0),
+        rows: row.get::<_, i64>(1) as u64,
+        sums: [row.get(2), row.get(3)],
     };
-    let mut gone = missing(theirs, ours, "target");
-    gone.extend(missing(ours, theirs, "source"));
-    if !gone.is_empty() {
-        return Err(gone);
-    }
-    let mut notes = Vec::new();
-    for column in &ours.columns {
-        let other = theirs.columns.iter().find(|other| other.name == column.name);
-        if let Some(other) = other.filter(|other| other.kind != column.kind) {
-            notes.push(format!("column {} is {} here and {} there", column.name, column.kind, other.kind));
-        }
-    }
-    if ours.key.is_empty() {
-        notes.push("nothing names a row (no primary key, no unique index without nulls)".to_owned());
-    }
-    Ok(notes)
+    Ok(rows.iter().map(digest).collect())
 }
 
-impl Compared {
-    fn of(table: &Table, found: Found) -> Self {
-        Self {
-            table: table.shown(),
-            found,
-            key: table.key.iter().map(|column| column.name.clone()).collect(),
-            source_rows: 0,
-            target_rows: 0,
-            looked_again: 0,
-            differing: 0,
-            unsettled: 0,
-            rows: Vec::new(),
-            notes: Vec::new(),
+async fn hashes(session: &Session, table: &Table, chunk: &Chunk) -> Result<Hashes, Error> {
+    let (condition, values) = condition(chunk, table);
+    let key = match table.key.is_empty() {
+        true => row_hash(&table.columns),
+        false => {
+            let texts = table.key.iter().map(|column| format!("{}::text", quote::name(&column.name)));
+            texts.collect::<Vec<_>>().join(", ")
         }
-    }
-
-    pub fn is_same(&self) -> bool {
-        self.found == Found::Same
-    }
-}
-
-/// What one worker has.
-struct Work<'a> {
-    source: &'a Session,
-    target: &'a Session,
-    options: &'a Options,
-    marks: &'a Marks,
-    progress: &'a Progress,
-    stop: &'a CancellationToken,
-}
-
-impl Work<'_> {
-    /// Sums up one part, piece by piece.
-    async fn part(&self, table: &Table, number: usize, mut part: Part) -> Result<(), Error> {
-        while !part.is_through {
-            self.check_stop()?;
-            let (chunk, is_last) = self.next_chunk(table, &part).await?;
-            let (ours, theirs) = self.digests(table, &chunk).await?;
-            let rows = |digests: &[Digest]| digests.iter().map(|digest| digest.rows).sum::<u64>();
-            part.source_rows += rows(&ours);
-            part.target_rows += rows(&theirs);
-            self.progress.rows.fetch_add(rows(&ours), Ordering::Relaxed);
-            part.dirty.extend(chunk.differing(&ours, &theirs));
-            part.is_through = is_last;
-            if let Chunk::Range { until, .. } = chunk {
-                part.after = until;
-            }
-            self.marks.note(&table.shown(), number, &part)?;
-        }
-        Ok(())
-    }
-
-    /// Looks again at what differed in any part of a table.
-    async fn whole(&self, table: &Table, notes: Vec<String>) -> Result<Compared, Error> {
-        let parts = self.marks.of(&table.shown()).parts;
-        let dirty: Vec<Chunk> = parts.iter().flat_map(|part| part.dirty.clone()).collect();
-        let mut compared = Compared {
-            source_rows: parts.iter().map(|part| part.source_rows).sum(),
-            target_rows: parts.iter().map(|part| part.target_rows).sum(),
-            looked_again: dirty.len() as u64,
-            notes,
-            ..Compared::of(table, Found::Same)
-        };
-        for chunks in self.wait_for(table, dirty).await?.chunks(LOOKED_AT_TOGETHER) {
-            self.look_at_rows(table, chunks, &mut compared).await?;
-        }
-        compared.found = match (compared.differing, compared.unsettled) {
-            (0, 0) => Found::Same,
-            (0, _) => Found::Unsettled,
-            _ => Found::Differs,
-        };
-        self.marks.done(&compared)?;
-        Ok(compared)
-    }
-
-    fn check_stop(&self) -> Result<(), Error> {
-        if self.stop.is_cancelled() { Err(Error::cancelled()) } else { Ok(()) }
-    }
-
-    async fn pause(&self, time: Duration) -> Result<(), Error> {
-        tokio::select! {
-            () = tokio::time::sleep(time) => Ok(()),
-            () = self.stop.cancelled() => Err(Error::cancelled()),
-        }
-    }
-
-    /// The next piece of a part, and whether it is the last.
-    async fn next_chunk(&self, table: &Table, part: &Part) -> Result<(Chunk, bool), Error> {
-        if !table.has_ranges() {
-            return Ok((Chunk::Whole, true));
-        }
-        let rest = Chunk::Range { after: part.after.clone(), until: part.until.clone() };
-        let until = rows::boundary(self.source, table, &rest, self.options.chunk_rows).await?;
-        Ok(match until.filter(|until| Some(until) != part.until.as_ref()) {
-            Some(until) => (Chunk::Range { after: part.after.clone(), until: Some(until) }, false),
-            None => (rest, true),
-        })
-    }
-
-    async fn digests(&self, table: &Table, chunk: &Chunk) -> Result<(Vec<Digest>, Vec<Digest>), Error> {
-        tokio::try_join!(rows::digests(self.source, table, chunk), rows::digests(self.target, table, chunk))
-    }
-
-    /// Changes may be on their way: what differs is compared again until it does not, or they had time enough.
-    async fn wait_for(&self, table: &Table, mut dirty: Vec<Chunk>) -> Result<Vec<Chunk>, Error> {
-        let until = Instant::now() + self.options.patience;
-        let mut pause = Duration::from_millis(100);
-        loop {
-            let mut left = Vec::new();
-            for chunk in dirty {
-                self.check_stop()?;
-                let (ours, theirs) = self.digests(table, &chunk).await?;
-                if ours != theirs {
-                    left.push(chunk);
-                }
-            }
-            if left.is_empty() || Instant::now() >= until {
-                return Ok(left);
-            }
-            dirty = left;
-            self.pause(pause.min(until.saturating_duration_since(Instant::now()))).await?;
-            pause = (pause * 2).min(Duration::from_secs(2));
-        }
-    }
-
-    /// Names the rows of some pieces that differ. What is the same in one look is the same; what stays as it is differs; what changes
-    /// at every look is not settled.
-    async fn look_at_rows(
-        &self,
-        table: &Table,
-        chunks: &[Chunk],
-        compared: &mut Compared,
-    ) -> Result<(), Error> {
-        let mut before = self.differences(table, chunks).await?;
-        for look in 1..LOOKS {
-            self.pause(BETWEEN_LOOKS).await?;
-            let mut now = self.differences(table, chunks).await?;
-            // Only rows that differed at every look are left.
-            now.retain(|key, _| before.contains_key(key));
-            let is_settled = now.iter().all(|(key, sides)| before.get(key) == Some(sides));
-            if is_settled || look + 1 == LOOKS {
-                self.note_rows(&before, &now, compared);
-                return Ok(());
-            }
-            before = now;
-        }
-        Ok(())
-    }
-
-    async fn differences(&self, table: &Table, chunks: &[Chunk]) -> Result<rows::Differences, Error> {
-        let mut found = rows::Differences::new();
-        for chunk in chunks {
-            self.check_stop()?;
-            let (ours, theirs) = tokio::try_join!(
-                rows::hashes(self.source, table, chunk),
-                rows::hashes(self.target, table, chunk)
-            )?;
-            found.extend(rows::differences(&ours, &theirs));
-        }
-        Ok(found)
-    }
-
-    fn note_rows(&self, before: &rows::Differences, now: &rows::Differences, compared: &mut Compared) {
-        let mut left: Vec<_> = now.iter().collect();
-        // Numbers as people count.
-        left.sort_by_key(|(key, _)| key.iter().map(|value| (value.len(), value.clone())).collect::<Vec<_>>());
-        for (key, sides) in left {
-            if before.get(key) != Some(sides) {
-                compared.unsettled += 1;
-                continue;
-            }
-            compared.differing += 1;
-            if compared.rows.len() < self.options.most_named {
-                compared.rows.push(Row { key: key.clone(), what: rows::what(sides) });
-            }
-        }
-    }
+    };
+    let statement = format!(
+        "SELECT k, min(h), count(*)::int8 FROM (SELECT ARRAY[{key}] AS k, {} AS h FROM {} {condition}) hashed GROUP BY k",
+        row_hash(&table.columns),
+        from(table),
+    );
+    let doing = format!("look at rows of {}", table.shown());
+    let rows = session.rows(&doing, &statement, &parameters(&values)).await?;
+    Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
 }

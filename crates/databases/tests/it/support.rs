@@ -3,6 +3,7 @@
 use rehome_databases::Address;
 use rehome_databases::postgres::{self, Session};
 use rehome_part::Side;
+use rehome_testkit::mariadb::Mariadb;
 use rehome_testkit::postgres::{Postgres, programs_or_skip};
 
 /// A server, or a word that the test did not run.
@@ -16,4 +17,9 @@ pub fn address(server: &Postgres, user: &str, database: &str) -> Address {
 
 pub async fn session(server: &Postgres, user: &str, database: &str, side: Side) -> Session {
     postgres::connect(&address(server, user, database), None, side).await.unwrap()
+}
+
+/// A MariaDB server, or a word that the test did not run.
+pub fn mariadb(options: &[&str]) -> Option<Mariadb> {
+    rehome_testkit::mariadb::is_here().then(|| Mariadb::start(options).unwrap())
 }

@@ -1,7 +1,6 @@
 //! How far a comparison is, in a file: one that was ended goes on where it was. Bound to both ends and to how they are compared.
 
-use super::rows::Chunk;
-use super::{Compared, Options, Pair};
+use super::{Chunk, Compared, Options, Pair};
 use rehome_part::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -1,0 +1,8 @@
+//! MySQL and MariaDB.
+
+mod connect;
+mod quote;
+mod tables;
+pub mod verify;
+
+pub use connect::{Flavour, Session, connect};
