@@ -23,11 +23,12 @@ pub enum Flavour {
     Mysql,
 }
 
-/// A session on one side. Without a database of its own: every name is written out.
+/// A session on one side. It uses no schema: every name is written out, and no statement is taken for one of the schema's own.
 #[derive(Debug)]
 pub struct Session {
     pub(super) conn: Conn,
     side: Side,
+    database: String,
 }
 
 /// Where sessions of one side are taken from and given back to.
@@ -51,7 +52,7 @@ impl std::fmt::Debug for Sessions {
 pub async fn connect(address: &Address, password: Option<&str>, side: Side) -> Result<Session, Error> {
     let opts = options(address, password).map_err(|error| error.on(side))?;
     let conn = timed(Conn::new(opts), address, side).await?;
-    Ok(Session { conn, side })
+    Ok(Session { conn, side, database: address.database.clone() })
 }
 
 async fn timed<T>(
@@ -108,13 +109,18 @@ impl Sessions {
 
     pub async fn take(&self) -> Result<Session, Error> {
         let conn = timed(self.pool.get_conn(), &self.address, self.side).await?;
-        Ok(Session { conn, side: self.side })
+        Ok(Session { conn, side: self.side, database: self.address.database.clone() })
     }
 }
 
 impl Session {
     pub fn side(&self) -> Side {
         self.side
+    }
+
+    /// The schema that the address names.
+    pub fn database(&self) -> &str {
+        &self.database
     }
 
     /// What the server says of itself, and which family that is.

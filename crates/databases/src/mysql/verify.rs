@@ -135,7 +135,7 @@ impl Reader {
     }
 }
 
-fn key_texts(table: &Table) -> String {
+pub(super) fn key_texts(table: &Table) -> String {
     let texts = table.key.iter().map(|column| shown(&column.name, &column.kind));
     texts.collect::<Vec<_>>().join(", ")
 }

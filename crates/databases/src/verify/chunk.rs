@@ -92,7 +92,7 @@ pub(crate) type Hashes = BTreeMap<Vec<String>, (String, i64)>;
 pub(crate) type Sides = (Option<(String, i64)>, Option<(String, i64)>);
 pub(crate) type Differences = BTreeMap<Vec<String>, Sides>;
 
-pub(super) fn differences(ours: &Hashes, theirs: &Hashes) -> Differences {
+pub(crate) fn differences(ours: &Hashes, theirs: &Hashes) -> Differences {
     let mut found = Differences::new();
     for (key, here) in ours {
         let there = theirs.get(key);
@@ -106,7 +106,7 @@ pub(super) fn differences(ours: &Hashes, theirs: &Hashes) -> Differences {
     found
 }
 
-pub(super) fn what(sides: &Sides) -> What {
+pub(crate) fn what(sides: &Sides) -> What {
     match sides {
         (Some(_), None) => What::OnlyOnSource,
         (None, Some(_)) => What::OnlyOnTarget,

@@ -10,7 +10,7 @@ mod chunk;
 mod marks;
 
 use crate::address::Address;
-pub(crate) use chunk::{Chunk, Column, Differences, Digest, Hashes, Table};
+pub(crate) use chunk::{Chunk, Column, Differences, Digest, Hashes, Table, differences, what};
 use marks::{Marks, Part};
 use rehome_part::{Error, Side};
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,9 @@
 
 mod assess;
 mod mysql_verify;
+mod mysql_world;
 mod replicated;
+mod mysql_contract;
 mod support;
 mod tls;
 mod verify;

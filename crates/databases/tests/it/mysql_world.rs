@@ -1,0 +1,158 @@
+//! Two MariaDB servers with a schema that moves from one to the other, and the hands of the migration and of the application in them.
+
+use async_trait::async_trait;
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, OptsBuilder};
+use rehome_databases::mysql::MysqlPart;
+use rehome_databases::{Address, End, Ends, FenceMeans, Login};
+use rehome_part::contract::{Refused, Rig};
+use rehome_part::{Part, Side};
+use rehome_testkit::mariadb::Mariadb;
+use std::sync::Arc;
+
+pub const SECRET: &str = "not to be shown";
+const TABLE: &str = "CREATE TABLE shop.files (k varchar(200) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PRIMARY KEY, content longblob NOT NULL)";
+const APP: &str = "CREATE USER app@'%' IDENTIFIED BY 'app''s own'; GRANT SELECT, INSERT, UPDATE, DELETE ON shop.* TO app@'%'";
+
+#[derive(Debug)]
+pub struct World {
+    pub source: Mariadb,
+    pub target: Mariadb,
+    pub state: tempfile::TempDir,
+    means: FenceMeans,
+}
+
+pub async fn as_user(server: &Mariadb, user: &str, password: &str) -> mysql_async::Result<Conn> {
+    let opts = OptsBuilder::default()
+        .ip_or_hostname("127.0.0.1")
+        .tcp_port(server.port())
+        .prefer_socket(false)
+        .user(Some(user))
+        .pass(Some(password));
+    Conn::new(opts).await
+}
+
+impl World {
+    pub fn start(means: FenceMeans, options: &[&str]) -> Option<Self> {
+        if !rehome_testkit::mariadb::is_here() {
+            return None;
+        }
+        let (source, target) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| Mariadb::start(options).unwrap());
+            (Mariadb::start(options).unwrap(), other.join().unwrap())
+        });
+        for server in [&source, &target] {
+            let mover = format!("CREATE USER mover@'%' IDENTIFIED BY '{SECRET}'; GRANT ALL ON *.* TO mover@'%' WITH GRANT OPTION");
+            server.sql("mysql", &mover).unwrap();
+        }
+        source.sql("mysql", &format!("CREATE DATABASE shop; {TABLE}; {APP}")).unwrap();
+        Some(Self { source, target, state: tempfile::tempdir().unwrap(), means })
+    }
+
+    pub fn server(&self, side: Side) -> &Mariadb {
+        if side == Side::Source { &self.source } else { &self.target }
+    }
+
+    pub fn mysql_part(&self) -> MysqlPart {
+        let end = |server: &Mariadb| {
+            let address = Address::parse(&server.address("mover", "shop")).unwrap();
+            let login = Login { user: "app".into(), password: Some("app's own".into()) };
+            End { applications: vec![login], ..End::new(address, Some(SECRET.into())) }
+        };
+        let ends = Ends { source: end(&self.source), target: end(&self.target) };
+        MysqlPart::new("shop", ends, self.means, self.state.path()).unwrap()
+    }
+
+    pub async fn mover(&self, side: Side) -> Conn {
+        as_user(self.server(side), "mover", SECRET).await.unwrap()
+    }
+
+    pub async fn app(&self, side: Side) -> mysql_async::Result<Conn> {
+        as_user(self.server(side), "app", "app's own").await
+    }
+
+    async fn as_app(&self, side: Side, statement: &str, values: Vec<mysql_async::Value>) -> Result<(), Refused> {
+        let refused = |error: mysql_async::Error| Refused(error.to_string());
+        let mut conn = self.app(side).await.map_err(refused)?;
+        conn.exec_drop(statement, mysql_async::Params::Positional(values)).await.map_err(refused)
+    }
+}
+
+const WRITE: &str = "INSERT INTO shop.files VALUES (?, ?) ON DUPLICATE KEY UPDATE content = VALUES(content)";
+
+#[async_trait]
+impl Rig for World {
+    fn part(&self) -> Arc<dyn Part> {
+        Arc::new(self.mysql_part())
+    }
+
+    async fn write(&self, side: Side, key: &str, content: &[u8]) -> Result<(), Refused> {
+        self.as_app(side, WRITE, vec![key.into(), content.into()]).await
+    }
+
+    async fn delete(&self, side: Side, key: &str) -> Result<(), Refused> {
+        self.as_app(side, "DELETE FROM shop.files WHERE k = ?", vec![key.into()]).await
+    }
+
+    async fn read(&self, side: Side, key: &str) -> Option<Vec<u8>> {
+        let mut conn = self.mover(side).await;
+        conn.exec_first("SELECT content FROM shop.files WHERE k = ?", (key,)).await.unwrap()
+    }
+
+    async fn plant(&self, side: Side, key: &str, content: Option<&[u8]>) {
+        let mut conn = self.mover(side).await;
+        conn.query_drop("SET SESSION sql_log_bin = 0").await.unwrap();
+        match content {
+            Some(content) => conn.exec_drop(WRITE, (key, content)).await.unwrap(),
+            None => conn.exec_drop("DELETE FROM shop.files WHERE k = ?", (key,)).await.unwrap(),
+        }
+    }
+
+    async fn write_late(&self, side: Side, key: &str, content: &[u8]) {
+        self.mover(side).await.exec_drop(WRITE, (key, content)).await.unwrap();
+    }
+
+    async fn guard(&self, side: Side) -> String {
+        let mut conn = self.mover(side).await;
+        let mut all: Vec<String> = Vec::new();
+        for statement in [
+            "SELECT CONCAT('read_only ', @@GLOBAL.read_only, ', event_scheduler ', @@GLOBAL.event_scheduler)",
+            "SELECT CONCAT('account ', User, '@', Host, ', locked ',
+                COALESCE(JSON_VALUE(Priv, '$.account_locked'), '0') IN ('1', 'true'), ' ', JSON_VALUE(Priv, '$.authentication_string'))
+             FROM mysql.global_priv WHERE User NOT LIKE 'rehome%' ORDER BY User, Host",
+            "SELECT CONCAT('may ', Db, User, Host) FROM mysql.db ORDER BY 1",
+            "SELECT CONCAT('schema ', SCHEMA_NAME) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME <> 'rehome' ORDER BY 1",
+            "SELECT CONCAT('table ', TABLE_NAME) FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'shop' ORDER BY 1",
+        ] {
+            let lines: Vec<Option<String>> = conn.query(statement).await.unwrap();
+            all.extend(lines.into_iter().flatten());
+        }
+        all.join("\n")
+    }
+
+    async fn make_target(&self) {
+        self.target.sql("mysql", &format!("CREATE DATABASE shop; {TABLE}; {APP}")).unwrap();
+    }
+
+    async fn remains(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for side in [Side::Source, Side::Target] {
+            let mut conn = self.mover(side).await;
+            for statement in [
+                "SELECT CONCAT('schema ', SCHEMA_NAME) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = 'rehome'",
+                "SELECT CONCAT('account ', User) FROM mysql.user WHERE User LIKE 'rehome%'",
+            ] {
+                let lines: Vec<String> = conn.query(statement).await.unwrap();
+                all.extend(lines.into_iter().map(|line| format!("{side}: {line}")));
+            }
+            let slaves: Vec<mysql_async::Row> = conn.query("SHOW ALL SLAVES STATUS").await.unwrap();
+            all.extend(slaves.iter().map(|_| format!("{side}: replication")));
+        }
+        if let Ok(flows) = std::fs::read_to_string(self.state.path().join("mysql-shop-flows.json"))
+            && flows.trim() != "{}"
+        {
+            all.push(format!("state: {flows}"));
+        }
+        all
+    }
+}
