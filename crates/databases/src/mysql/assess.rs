@@ -177,26 +177,43 @@ impl Server {
 
     fn judge(&self, found: &mut Findings) {
         if self.flavour == Flavour::Mysql {
-            let text = format!("this is MySQL {}, and replication is orchestrated for MariaDB only", self.version);
+            let text =
+                format!("this is MySQL {}, and replication is orchestrated for MariaDB only", self.version);
             found.block("flavour", text, "Move it by dump in a stop of the service.");
         } else if self.release() < (10, 5) {
             let text = format!("MariaDB {} is older than 10.5", self.version);
-            found.block("version", text, "Upgrade the source first, or move it by dump in a stop of the service.");
+            found.block(
+                "version",
+                text,
+                "Upgrade the source first, or move it by dump in a stop of the service.",
+            );
         }
         if self.text("log_bin") != "ON" {
             let remedy = "Set log_bin and restart the server (managed: switch backups or binary logs on).";
             found.block("log-bin", "the binary log is off, so changes cannot be followed", remedy);
         }
         if self.text("binlog_format") != "ROW" {
-            let text = format!("binlog_format is {}: statements may do something else on the target", self.text("binlog_format"));
-            found.block("binlog-format", text, "SET GLOBAL binlog_format = ROW, and let sessions begin anew.");
+            let text = format!(
+                "binlog_format is {}: statements may do something else on the target",
+                self.text("binlog_format")
+            );
+            found.block(
+                "binlog-format",
+                text,
+                "SET GLOBAL binlog_format = ROW, and let sessions begin anew.",
+            );
         }
         if !matches!(self.text("binlog_row_image"), "FULL" | "") {
             let text = format!("binlog_row_image is {}", self.text("binlog_row_image"));
-            found.warn("binlog-row-image", text, "Set it to FULL, so that tables without a key can be followed.");
+            found.warn(
+                "binlog-row-image",
+                text,
+                "Set it to FULL, so that tables without a key can be followed.",
+            );
         }
         if self.text("log_bin_compress") == "ON" {
-            let remedy = "Set log_bin_compress off: the short comparison and the sweep read the log themselves.";
+            let remedy =
+                "Set log_bin_compress off: the short comparison and the sweep read the log themselves.";
             found.block("log-bin-compress", "the binary log is packed", remedy);
         }
         let kept = match self.number("binlog_expire_logs_seconds") {
@@ -205,7 +222,11 @@ impl Server {
         };
         if kept > 0 && kept < SHORT_RETENTION {
             let text = format!("the binary log is kept for {kept} s only");
-            found.warn("binlog-retention", text, "Raise binlog_expire_logs_seconds to longer than the first copy takes.");
+            found.warn(
+                "binlog-retention",
+                text,
+                "Raise binlog_expire_logs_seconds to longer than the first copy takes.",
+            );
         }
         if self.number("server_id") == 0 {
             found.block("server-id", "server_id is 0", "Give each server a number of its own.");
@@ -225,7 +246,8 @@ fn judge_tables(tables: &[Table], found: &mut Findings) {
     let keyless = named(&|table| table.key.is_empty());
     if !keyless.is_empty() {
         let text = format!("nothing names a row of {}", some(&keyless));
-        let remedy = "Add a primary key; otherwise each update or delete reads the whole table on the target.";
+        let remedy =
+            "Add a primary key; otherwise each update or delete reads the whole table on the target.";
         found.warn("no-primary-key", text, remedy);
     }
     let versioned = named(&|table| table.is_versioned);
@@ -261,8 +283,12 @@ async fn objects(session: &mut Session, schema: &str, found: &mut Findings) -> R
         let text = format!("events act by themselves: {}", some(&events));
         found.note("events", format!("{text}; they stop with the fence and go on where the owner is"));
     }
-    let triggers =
-        names(session, "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = ?", schema).await?;
+    let triggers = names(
+        session,
+        "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = ?",
+        schema,
+    )
+    .await?;
     if !triggers.is_empty() {
         let text = format!("{} trigger(s); replicated rows bring their effects with them", triggers.len());
         found.note("triggers", text);
@@ -292,8 +318,15 @@ async fn accounts(session: &mut Session, found: &mut Findings) -> Result<()> {
           AND GRANTEE <> CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''') ORDER BY 1";
     let bypassing: Vec<String> = session.rows("read privileges", statement, ()).await?;
     if !bypassing.is_empty() {
-        let text = format!("accounts that may pass read_only are locked by the fence, and their sessions ended: {}", some(&bypassing));
-        found.warn("bypass-accounts", text, "See that the application uses none of them, and that nobody has to get in by them meanwhile.");
+        let text = format!(
+            "accounts that may pass read_only are locked by the fence, and their sessions ended: {}",
+            some(&bypassing)
+        );
+        found.warn(
+            "bypass-accounts",
+            text,
+            "See that the application uses none of them, and that nobody has to get in by them meanwhile.",
+        );
     }
     let statement = "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES
         WHERE GRANTEE = CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')";
@@ -316,7 +349,8 @@ async fn activity(session: &mut Session, found: &mut Findings) -> Result<()> {
         FROM information_schema.INNODB_TRX WHERE TIMESTAMPDIFF(SECOND, trx_started, NOW()) > ? ORDER BY 2 DESC";
     // The server writes these times in its own zone.
     session.say("read open transactions", "SET SESSION time_zone = 'SYSTEM'").await?;
-    let long: Vec<(u64, u64)> = session.rows("read open transactions", statement, (LONG_TRANSACTION,)).await?;
+    let long: Vec<(u64, u64)> =
+        session.rows("read open transactions", statement, (LONG_TRANSACTION,)).await?;
     session.say("read open transactions", "SET SESSION time_zone = '+00:00'").await?;
     if let Some((id, age)) = long.first() {
         let text = format!(
@@ -335,7 +369,8 @@ async fn activity(session: &mut Session, found: &mut Findings) -> Result<()> {
 }
 
 async fn replication(session: &mut Session, flavour: Flavour, found: &mut Findings) -> Result<()> {
-    let statement = if flavour == Flavour::MariaDb { "SHOW ALL SLAVES STATUS" } else { "SHOW REPLICA STATUS" };
+    let statement =
+        if flavour == Flavour::MariaDb { "SHOW ALL SLAVES STATUS" } else { "SHOW REPLICA STATUS" };
     let rows = session.shown("read the state of replication", statement).await?;
     let is_ours = |row: &mysql_async::Row| {
         row.get::<Option<String>, _>("Connection_name").flatten().is_some_and(|name| name == own::SCHEMA)
@@ -357,7 +392,11 @@ async fn others(session: &mut Session, schema: &str, found: &mut Findings) -> Re
     let others: Vec<String> = session.rows("read the schemas", statement, (schema,)).await?;
     if !others.is_empty() {
         let text = format!("the fence closes the whole server, and with it {}", some(&others));
-        found.warn("other-schemas", text, "Move them together, or see that they can do without writes during the switch and after it.");
+        found.warn(
+            "other-schemas",
+            text,
+            "Move them together, or see that they can do without writes during the switch and after it.",
+        );
     }
     Ok(())
 }
@@ -393,7 +432,9 @@ async fn watched(session: &mut Session, watch: Duration) -> Result<Watched> {
     let second = counters(session).await?;
     let seconds = begun.elapsed().as_secs_f64().max(1e-3);
     let rate = |names: &[&str]| {
-        let sum = |counters: &BTreeMap<String, f64>| names.iter().filter_map(|name| counters.get(*name)).sum::<f64>();
+        let sum = |counters: &BTreeMap<String, f64>| {
+            names.iter().filter_map(|name| counters.get(*name)).sum::<f64>()
+        };
         ((sum(&second) - sum(&first)) / seconds).max(0.0)
     };
     Ok(Watched {
@@ -405,7 +446,8 @@ async fn watched(session: &mut Session, watch: Duration) -> Result<Watched> {
 }
 
 async fn counters(session: &mut Session) -> Result<BTreeMap<String, f64>> {
-    let statement = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Binlog_commits', 'Com_commit', 'Innodb_rows_inserted',
+    let statement =
+        "SHOW GLOBAL STATUS WHERE Variable_name IN ('Binlog_commits', 'Com_commit', 'Innodb_rows_inserted',
         'Innodb_rows_updated', 'Innodb_rows_deleted', 'Binlog_bytes_written')";
     let rows = session.shown("count changes", statement).await?;
     let pair = |row: &mysql_async::Row| {
@@ -443,11 +485,19 @@ pub async fn fits(source: &Assessed, target: &mut Session) -> Result<Vec<Finding
         found.block("lower-case-table-names", text, "Make the target anew with the source's setting.");
     }
     if server.text("read_only") == "ON" {
-        found.block("is-read-only", "the server is read-only", "SET GLOBAL read_only = OFF, or name the primary.");
+        found.block(
+            "is-read-only",
+            "the server is read-only",
+            "SET GLOBAL read_only = OFF, or name the primary.",
+        );
     }
     if server.text("gtid_strict_mode") == "ON" {
         let remedy = "SET GLOBAL gtid_strict_mode = OFF on it until the migration is complete.";
-        found.block("gtid-strict-mode", "the server takes no transactions out of order, not even beside its own", remedy);
+        found.block(
+            "gtid-strict-mode",
+            "the server takes no transactions out of order, not even beside its own",
+            remedy,
+        );
     }
     if server.number("max_allowed_packet") < source.max_allowed_packet {
         let text = format!(
@@ -478,7 +528,11 @@ pub async fn fits(source: &Assessed, target: &mut Session) -> Result<Vec<Finding
         found.note("target-empty", "no table is there yet");
     } else {
         let text = format!("{} table(s) are there already", held.len());
-        found.warn("target-not-empty", text, "Let it be an empty schema, unless the copy is to go on where it was.");
+        found.warn(
+            "target-not-empty",
+            text,
+            "Let it be an empty schema, unless the copy is to go on where it was.",
+        );
     }
     Ok(found.all)
 }
@@ -492,7 +546,12 @@ pub(super) async fn part(source: &mut Session, target: &mut Session) -> Result<A
     let mut shape = format!("{} {} {}", assessed.version, assessed.server_id, assessed.database);
     for table in &shapes {
         let columns = table.columns.iter().map(|column| format!("{} {}", column.name, column.kind));
-        shape.push_str(&format!("\n{} {}: {}", table.name, table.engine, columns.collect::<Vec<_>>().join(", ")));
+        shape.push_str(&format!(
+            "\n{} {}: {}",
+            table.name,
+            table.engine,
+            columns.collect::<Vec<_>>().join(", ")
+        ));
     }
     Ok(Assessment {
         objects: assessed.rows,

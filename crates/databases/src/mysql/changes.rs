@@ -79,7 +79,8 @@ pub(super) async fn read(end: &End, side: Side, wanted: &Wanted<'_>) -> Result<C
             }
         }
         if PACKED.contains(&kind) {
-            let error = Error::permanent(ErrorKind::Unsupported, "the binary log is packed and cannot be read here");
+            let error =
+                Error::permanent(ErrorKind::Unsupported, "the binary log is packed and cannot be read here");
             return Err(error.on(side).hint("switch log_bin_compress off"));
         }
         // Kinds that only MariaDB has tell nothing of rows.
@@ -102,7 +103,12 @@ fn unreadable(error: &dyn std::fmt::Display, side: Side) -> Error {
 }
 
 impl Changed {
-    fn note(&mut self, rows: &RowsEventData<'_>, map: &TableMapEvent<'_>, wanted: &Wanted<'_>) -> std::io::Result<usize> {
+    fn note(
+        &mut self,
+        rows: &RowsEventData<'_>,
+        map: &TableMapEvent<'_>,
+        wanted: &Wanted<'_>,
+    ) -> std::io::Result<usize> {
         if map.database_name() != wanted.schema {
             return Ok(0);
         }
@@ -226,7 +232,8 @@ pub(super) async fn look(
         let (condition, values) = matching(table, some);
         let statement = format!("SELECT {hash}, {texts} FROM {named} {condition}");
         let doing = format!("look at rows of {}", table.name);
-        let rows: Vec<mysql_async::Row> = session.rows(&doing, &statement, Params::Positional(values)).await?;
+        let rows: Vec<mysql_async::Row> =
+            session.rows(&doing, &statement, Params::Positional(values)).await?;
         for row in rows {
             let text = |place| row.get::<Option<String>, _>(place).flatten().unwrap_or_default();
             found.insert((1..=table.key.len()).map(text).collect(), (text(0), 1));

@@ -26,7 +26,9 @@ impl Status {
         // The master's log no longer holds what is asked for, or holds something else.
         if self.receives == "No" && self.receive_error == 1236 {
             let text = "the other side's binary log no longer holds what is still to come (1236)";
-            return Some(Error::permanent(ErrorKind::Corrupt, text).hint("copy anew: rehome cancel, then apply"));
+            return Some(
+                Error::permanent(ErrorKind::Corrupt, text).hint("copy anew: rehome cancel, then apply"),
+            );
         }
         // Lock waits and deadlocks are tried again by the server itself.
         if !self.applies && !matches!(self.apply_error, 0 | 1205 | 1213 | 1158..=1161 | 1927) {
@@ -74,9 +76,8 @@ pub(super) async fn applied(session: &mut Session) -> Result<Position, Error> {
 
 /// The newest position of a side's own log.
 pub(super) async fn head(session: &mut Session) -> Result<Position, Error> {
-    let (position,): (String,) = session
-        .row("read the position of the binary log", "SELECT @@GLOBAL.gtid_binlog_pos", ())
-        .await?;
+    let (position,): (String,) =
+        session.row("read the position of the binary log", "SELECT @@GLOBAL.gtid_binlog_pos", ()).await?;
     Ok(Position(position))
 }
 
@@ -120,9 +121,8 @@ pub(super) async fn filter(session: &mut Session, schema: &str) -> Result<bool, 
     let databases = format!("{schema},{}", own::SCHEMA);
     let escaped = schema.replace('\\', "\\\\").replace('_', "\\_").replace('%', "\\%");
     let tables = format!("{escaped}.%,{}.%", own::SCHEMA);
-    let (now, now_tables): (Option<String>, Option<String>) = session
-        .row(doing, "SELECT @@GLOBAL.replicate_do_db, @@GLOBAL.replicate_wild_do_table", ())
-        .await?;
+    let (now, now_tables): (Option<String>, Option<String>) =
+        session.row(doing, "SELECT @@GLOBAL.replicate_do_db, @@GLOBAL.replicate_wild_do_table", ()).await?;
     if now.as_deref() == Some(&*databases) && now_tables.as_deref() == Some(&*tables) {
         return Ok(false);
     }

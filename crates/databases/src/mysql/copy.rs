@@ -58,7 +58,8 @@ impl Copier {
         let tables = tables::read(&mut self.from, &schema).await?;
         let own = tables::read(&mut self.from, own::SCHEMA).await?;
         let start = self.begin().await?;
-        let totals = (tables.iter().map(|table| table.rows).sum(), tables.iter().map(|table| table.bytes).sum());
+        let totals =
+            (tables.iter().map(|table| table.rows).sum(), tables.iter().map(|table| table.bytes).sum());
         for table in &tables {
             self.table(&schema, table, totals).await?;
         }
@@ -81,18 +82,24 @@ impl Copier {
         self.from.say(doing, "START TRANSACTION WITH CONSISTENT SNAPSHOT").await?;
         let shown = self.from.shown(doing, "SHOW STATUS LIKE 'binlog_snapshot_%'").await?;
         let of = |name: &str| {
-            let row = shown.iter().find(|row| row.get::<String, _>(0).is_some_and(|one| one.eq_ignore_ascii_case(name)));
+            let row = shown
+                .iter()
+                .find(|row| row.get::<String, _>(0).is_some_and(|one| one.eq_ignore_ascii_case(name)));
             row.and_then(|row| row.get::<String, _>(1)).unwrap_or_default()
         };
         let (file, place) = (of("binlog_snapshot_file"), of("binlog_snapshot_position"));
         let place: u64 = place.parse().unwrap_or_default();
         if file.is_empty() || place == 0 {
-            let error = Error::permanent(ErrorKind::Unsupported, "the server does not say where its view is in the binary log");
+            let error = Error::permanent(
+                ErrorKind::Unsupported,
+                "the server does not say where its view is in the binary log",
+            );
             return Err(error.on(self.from.side()).hint("switch the binary log on (log_bin) and restart"));
         }
         let statement = "SELECT CONVERT(BINLOG_GTID_POS(?, ?) USING utf8mb4)";
         let (start,): (Option<String>,) = self.from.row(doing, statement, (file, place)).await?;
-        let unknown = || Error::permanent(ErrorKind::Other, "the view's place in the binary log is not known");
+        let unknown =
+            || Error::permanent(ErrorKind::Other, "the view's place in the binary log is not known");
         start.map(Position).ok_or_else(|| unknown().on(self.from.side()))
     }
 

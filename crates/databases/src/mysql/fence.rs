@@ -208,8 +208,7 @@ impl Gate<'_> {
         let statement = "SELECT TABLE_NAME FROM information_schema.TABLES
             WHERE TABLE_SCHEMA = ? AND TABLE_TYPE = 'BASE TABLE' ORDER BY TABLE_NAME LIMIT 1";
         let table: Vec<String> = session.rows("find a table", statement, (schema,)).await?;
-        let (read_only,): (bool,) =
-            session.row("read read_only", "SELECT @@GLOBAL.read_only", ()).await?;
+        let (read_only,): (bool,) = session.row("read read_only", "SELECT @@GLOBAL.read_only", ()).await?;
         let closed = if read_only { Fence::Closed } else { Fence::Open };
         let Some(table) = table.first() else { return Ok(closed) };
         let write = format!("DELETE FROM {}.{} WHERE FALSE", quote::name(schema), quote::name(table));

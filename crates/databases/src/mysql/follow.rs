@@ -129,7 +129,9 @@ impl Follower<'_> {
     async fn keep_running(&self, to: &mut Session) -> Result<()> {
         channel::filter(to, self.schema).await?;
         let (Some(now), _) = channel::status(to).await? else {
-            return Err(Error::temporary(ErrorKind::Other, "somebody removed the replication").on(self.to.side));
+            return Err(
+                Error::temporary(ErrorKind::Other, "somebody removed the replication").on(self.to.side)
+            );
         };
         if let Some(error) = now.is_lost() {
             return Err(error.on(self.to.side));

@@ -25,9 +25,10 @@ impl Gtids {
 
     /// Is everything of `wanted` at or before this?
     pub fn covers(&self, wanted: &Self) -> bool {
-        wanted.0.iter().all(|(domain, (_, sequence))| {
-            self.0.get(domain).is_some_and(|(_, reached)| reached >= sequence)
-        })
+        wanted
+            .0
+            .iter()
+            .all(|(domain, (_, sequence))| self.0.get(domain).is_some_and(|(_, reached)| reached >= sequence))
     }
 
     /// Transactions behind `earlier`, up to here.

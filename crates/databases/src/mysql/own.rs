@@ -78,7 +78,9 @@ pub(super) async fn new_replica_password(session: &mut Session) -> Result<String
         // The words of a refusal may quote the statement.
         session.say("make the replication user", &statement).await.map_err(|error| Error {
             text: format!("the replication user {REPLICA} cannot be made"),
-            hint: Some("grant the migration's user CREATE USER and REPLICATION SLAVE, WITH GRANT OPTION".into()),
+            hint: Some(
+                "grant the migration's user CREATE USER and REPLICATION SLAVE, WITH GRANT OPTION".into(),
+            ),
             ..error
         })?;
     }
@@ -92,8 +94,7 @@ pub(super) async fn mark(session: &mut Session, part: &str, marker: &Marker) -> 
 }
 
 pub(super) async fn beat(session: &mut Session, part: &str, flow: Flow, beat: u64) -> Result<(), Error> {
-    let statement =
-        "INSERT INTO rehome.heartbeat (part, flow, beat) VALUES (?, ?, ?) ON DUPLICATE KEY UPDATE beat = VALUES(beat)";
+    let statement = "INSERT INTO rehome.heartbeat (part, flow, beat) VALUES (?, ?, ?) ON DUPLICATE KEY UPDATE beat = VALUES(beat)";
     session.run("write a heartbeat", statement, (part, word(flow), beat)).await.map(drop)
 }
 

@@ -123,7 +123,11 @@ impl MysqlPart {
     }
 
     /// What differs in all of the schema.
-    async fn compare_all(&self, progress: Arc<dyn Progress>, stop: CancellationToken) -> Result<Vec<Compared>> {
+    async fn compare_all(
+        &self,
+        progress: Arc<dyn Progress>,
+        stop: CancellationToken,
+    ) -> Result<Vec<Compared>> {
         let of = |side: Side| (self.end(side).address.clone(), self.end(side).password.clone());
         let pair = Pair { source: of(Side::Source), target: of(Side::Target) };
         let options = Options { patience: PATIENCE, ..Options::default() };
@@ -145,7 +149,12 @@ impl MysqlPart {
     }
 
     /// Compares the rows that changed since a position, as far as they can be read in a moment.
-    async fn compare_since(&self, flow: Flow, since: &Position, stop: &CancellationToken) -> Result<Verification> {
+    async fn compare_since(
+        &self,
+        flow: Flow,
+        since: &Position,
+        stop: &CancellationToken,
+    ) -> Result<Verification> {
         let mut from = self.sessions(flow.from()).take().await?;
         let mut to = self.sessions(flow.to()).take().await?;
         let tables = tables::read(&mut from, self.schema()).await?;
@@ -205,7 +214,8 @@ impl MysqlPart {
     async fn carry_counters(&self, flow: Flow) -> Result<()> {
         let mut from = self.sessions(flow.from()).take().await?;
         let mut to = self.sessions(flow.to()).take().await?;
-        let (ours, theirs) = tokio::try_join!(counters(&mut from, self.schema()), counters(&mut to, self.schema()))?;
+        let (ours, theirs) =
+            tokio::try_join!(counters(&mut from, self.schema()), counters(&mut to, self.schema()))?;
         for (table, next) in ours {
             let there = theirs.iter().find(|(name, _)| *name == table).map(|(_, next)| *next);
             if there.is_some_and(|there| there < next) {
@@ -375,11 +385,8 @@ impl Part for MysqlPart {
                 Done { rows: 0, bytes: 0, kept: done.rows + done.kept }
             }
             None => {
-                let (from, to, writer) = tokio::try_join!(
-                    self.alone(flow.from()),
-                    self.alone(flow.to()),
-                    self.alone(flow.to())
-                )?;
+                let (from, to, writer) =
+                    tokio::try_join!(self.alone(flow.from()), self.alone(flow.to()), self.alone(flow.to()))?;
                 let schema = self.schema().to_owned();
                 let mut copier = Copier { from, to, writer, schema, progress, stop, done: Done::default() };
                 let start = copier.run().await?;

@@ -53,8 +53,15 @@ impl Maker<'_> {
     /// Schema, tables and views, routines, accounts. `ours`: the migration's user, who is no account of the application.
     pub async fn make(&mut self, ours: &str, applications: &[String]) -> Result<(), Error> {
         let mut made = Made::read(self.facts)?;
-        if self.names_on_target("SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = ?").await?.is_empty() {
-            let shown = self.source.shown(DOING, &format!("SHOW CREATE DATABASE {}", quote::name(self.schema))).await?;
+        if self
+            .names_on_target("SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = ?")
+            .await?
+            .is_empty()
+        {
+            let shown = self
+                .source
+                .shown(DOING, &format!("SHOW CREATE DATABASE {}", quote::name(self.schema)))
+                .await?;
             let statement = shown.first().map(|row| text(row, 1)).unwrap_or_default();
             made.schema = true;
             made.write(self.facts)?;
@@ -105,15 +112,18 @@ impl Maker<'_> {
         if shown.is_empty() {
             let text = format!("the definition of {name} cannot be read");
             let error = Error::permanent(ErrorKind::Credentials, text).on(self.source.side());
-            return Err(error.hint("grant the migration's user SELECT on mysql.* and SHOW VIEW on the schema"));
+            return Err(
+                error.hint("grant the migration's user SELECT on mysql.* and SHOW VIEW on the schema")
+            );
         }
         Ok(shown)
     }
 
     /// A view may stand on another: as long as one can be made, the next is tried.
     async fn views(&mut self) -> Result<(), Error> {
-        let mut missing =
-            self.missing("SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = ? ORDER BY 1").await?;
+        let mut missing = self
+            .missing("SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = ? ORDER BY 1")
+            .await?;
         while !missing.is_empty() {
             let (mut left, mut last) = (Vec::new(), None);
             for view in &missing {
@@ -188,7 +198,11 @@ impl Maker<'_> {
         let settings = format!(
             "SET SESSION sql_mode = {}, SESSION collation_connection = {}",
             quote::text(&mode),
-            if collation.starts_with("utf8mb4") { quote::text(&collation) } else { "@@collation_connection".into() }
+            if collation.starts_with("utf8mb4") {
+                quote::text(&collation)
+            } else {
+                "@@collation_connection".into()
+            }
         );
         self.target.say(&doing, &settings).await?;
         self.target.say(&doing, &body).await?;
@@ -292,7 +306,8 @@ pub(super) async fn unmake(target: &mut Session, schema: &str, facts: &Facts) ->
             is_kept = true;
         }
     }
-    let left = "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_TYPE <> 'VIEW'";
+    let left =
+        "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_TYPE <> 'VIEW'";
     let left: Vec<String> = target.rows(doing, left, (schema,)).await?;
     is_kept |= !left.is_empty();
     if made.schema && !is_kept {

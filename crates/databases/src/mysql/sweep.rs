@@ -55,7 +55,9 @@ pub(super) async fn sweep(
         }
     }
     for (table, count) in &late.unnamed {
-        let text = format!("{table}: {count} change(s) on the old owner after its fence, of rows that nothing names");
+        let text = format!(
+            "{table}: {count} change(s) on the old owner after its fence, of rows that nothing names"
+        );
         findings.push(finding("late-write-unnamed", flow, text));
     }
     if late.is_cut || touched.is_some_and(|touched| touched.is_cut) {

@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
 
 mod assess;
+mod mysql_contract;
 mod mysql_verify;
 mod mysql_world;
 mod replicated;
-mod mysql_contract;
 mod support;
 mod tls;
 mod verify;

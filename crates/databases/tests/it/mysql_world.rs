@@ -42,7 +42,9 @@ impl World {
             (Mariadb::start(options).unwrap(), other.join().unwrap())
         });
         for server in [&source, &target] {
-            let mover = format!("CREATE USER mover@'%' IDENTIFIED BY '{SECRET}'; GRANT ALL ON *.* TO mover@'%' WITH GRANT OPTION");
+            let mover = format!(
+                "CREATE USER mover@'%' IDENTIFIED BY '{SECRET}'; GRANT ALL ON *.* TO mover@'%' WITH GRANT OPTION"
+            );
             server.sql("mysql", &mover).unwrap();
         }
         source.sql("mysql", &format!("CREATE DATABASE shop; {TABLE}; {APP}")).unwrap();
@@ -71,7 +73,12 @@ impl World {
         as_user(self.server(side), "app", "app's own").await
     }
 
-    async fn as_app(&self, side: Side, statement: &str, values: Vec<mysql_async::Value>) -> Result<(), Refused> {
+    async fn as_app(
+        &self,
+        side: Side,
+        statement: &str,
+        values: Vec<mysql_async::Value>,
+    ) -> Result<(), Refused> {
         let refused = |error: mysql_async::Error| Refused(error.to_string());
         let mut conn = self.app(side).await.map_err(refused)?;
         conn.exec_drop(statement, mysql_async::Params::Positional(values)).await.map_err(refused)
@@ -118,7 +125,7 @@ impl Rig for World {
         for statement in [
             "SELECT CONCAT('read_only ', @@GLOBAL.read_only, ', event_scheduler ', @@GLOBAL.event_scheduler)",
             "SELECT CONCAT('account ', User, '@', Host, ', locked ',
-                COALESCE(JSON_VALUE(Priv, '$.account_locked'), '0') IN ('1', 'true'), ' ', JSON_VALUE(Priv, '$.authentication_string'))
+                COALESCE(JSON_VALUE(Priv, '$.account_locked'), '0') IN ('1', 'true'), ' ', COALESCE(JSON_VALUE(Priv, '$.authentication_string'), ''))
              FROM mysql.global_priv WHERE User NOT LIKE 'rehome%' ORDER BY User, Host",
             "SELECT CONCAT('may ', Db, User, Host) FROM mysql.db ORDER BY 1",
             "SELECT CONCAT('schema ', SCHEMA_NAME) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME <> 'rehome' ORDER BY 1",
