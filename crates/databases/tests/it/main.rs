@@ -4,6 +4,7 @@
 
 mod assess;
 mod mysql_contract;
+mod mysql_switch;
 mod mysql_verify;
 mod mysql_world;
 mod replicated;
