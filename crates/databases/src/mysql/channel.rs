@@ -117,18 +117,24 @@ pub(super) async fn install(
 /// True where it had to be.
 pub(super) async fn filter(session: &mut Session, schema: &str) -> Result<bool, Error> {
     let doing = "set replication filters";
-    session.say(doing, &format!("SET SESSION default_master_connection = '{NAME}'")).await?;
     let databases = format!("{schema},{}", own::SCHEMA);
     let escaped = schema.replace('\\', "\\\\").replace('_', "\\_").replace('%', "\\%");
     let tables = format!("{escaped}.%,{}.%", own::SCHEMA);
-    let (now, now_tables): (Option<String>, Option<String>) =
-        session.row(doing, "SELECT @@GLOBAL.replicate_do_db, @@GLOBAL.replicate_wild_do_table", ()).await?;
+    let (now, now_tables): (Option<String>, Option<String>) = session
+        .row(
+            doing,
+            &format!("SELECT @@GLOBAL.{NAME}.replicate_do_db, @@GLOBAL.{NAME}.replicate_wild_do_table"),
+            (),
+        )
+        .await?;
     if now.as_deref() == Some(&*databases) && now_tables.as_deref() == Some(&*tables) {
         return Ok(false);
     }
     stop(session).await?;
-    session.say(doing, &format!("SET GLOBAL replicate_do_db = {}", quote::text(&databases))).await?;
-    session.say(doing, &format!("SET GLOBAL replicate_wild_do_table = {}", quote::text(&tables))).await?;
+    session.say(doing, &format!("SET GLOBAL {NAME}.replicate_do_db = {}", quote::text(&databases))).await?;
+    session
+        .say(doing, &format!("SET GLOBAL {NAME}.replicate_wild_do_table = {}", quote::text(&tables)))
+        .await?;
     Ok(true)
 }
 
@@ -153,9 +159,7 @@ pub(super) async fn remove(session: &mut Session) -> Result<(), Error> {
     }
     stop(session).await?;
     let doing = "remove replication";
-    session.say(doing, &format!("SET SESSION default_master_connection = '{NAME}'")).await?;
-    session.say(doing, "SET GLOBAL replicate_do_db = ''").await?;
-    session.say(doing, "SET GLOBAL replicate_wild_do_table = ''").await?;
-    session.say(doing, &format!("RESET SLAVE '{NAME}' ALL")).await?;
-    session.say(doing, "SET SESSION default_master_connection = ''").await
+    session.say(doing, &format!("SET GLOBAL {NAME}.replicate_do_db = ''")).await?;
+    session.say(doing, &format!("SET GLOBAL {NAME}.replicate_wild_do_table = ''")).await?;
+    session.say(doing, &format!("RESET SLAVE '{NAME}' ALL")).await
 }

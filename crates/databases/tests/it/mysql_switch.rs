@@ -5,9 +5,7 @@ use crate::mysql_world::World;
 use mysql_async::prelude::Queryable;
 use rehome_databases::FenceMeans;
 use rehome_databases::mysql::MysqlPart;
-use rehome_part::{
-    Epoch, Fence, Flow, FollowState, Marker, Part, Position, Progress, Scope, Severity, Side,
-};
+use rehome_part::{Epoch, Fence, Flow, FollowState, Marker, Part, Position, Progress, Scope, Severity, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -211,11 +209,17 @@ async fn what_was_acknowledged_is_there_exactly_once_there_and_back() {
         let (acked, begun) = (at_work.acked.load(Ordering::Relaxed), Instant::now());
         tokio::time::sleep(Duration::from_secs(2)).await;
         let rate = (at_work.acked.load(Ordering::Relaxed) - acked) as f64 / begun.elapsed().as_secs_f64();
+        let before = following.state.borrow().clone();
         let (took, position) = switch(&part, flow, following, epoch).await;
         let steps: Vec<String> =
             took.0.iter().map(|(name, took)| format!("{name} {:.1} ms", took.as_secs_f64() * 1e3)).collect();
         let sum = took.sum().as_secs_f64() * 1e3;
-        tell(&format!("{flow}, {rate:.0} commits/s: closed for {sum:.1} ms ({})", steps.join(", ")));
+        tell(&format!(
+            "{flow}, {rate:.0} commits/s: closed for {sum:.1} ms ({}); before: lag {:?} s, backlog {:?}",
+            steps.join(", "),
+            before.lag_seconds,
+            before.backlog
+        ));
         assert_eq!(part.probe(flow.from()).await.unwrap(), Fence::ProvedClosed);
         assert_eq!(part.probe(flow.to()).await.unwrap(), Fence::Open);
         assert!(part.sweep(flow, &position).await.unwrap().is_empty());
@@ -227,9 +231,14 @@ async fn what_was_acknowledged_is_there_exactly_once_there_and_back() {
         let (there, rows, total) = ids(&world, flow.to()).await;
         let lost: Vec<_> = all.0.difference(&there).take(5).collect();
         assert!(lost.is_empty(), "acknowledged and not on the {}: {lost:?}", flow.to());
-        let strange: Vec<_> = there.iter().filter(|id| !all.0.contains(id) && !all.1.contains(id)).take(5).collect();
+        let strange: Vec<_> =
+            there.iter().filter(|id| !all.0.contains(id) && !all.1.contains(id)).take(5).collect();
         assert!(strange.is_empty(), "nobody wrote {strange:?}");
-        assert_eq!((rows, total), (there.len() as i64, there.len() as i64), "a transaction was applied twice or in half");
+        assert_eq!(
+            (rows, total),
+            (there.len() as i64, there.len() as i64),
+            "a transaction was applied twice or in half"
+        );
         at_work = writers(&world, flow.to(), first, COUNT, pause);
         epoch += 1;
     }
@@ -237,14 +246,16 @@ async fn what_was_acknowledged_is_there_exactly_once_there_and_back() {
     let mut following = follow(&part, Flow::Forward);
     following.caught_up().await;
     let head = part.head(Flow::Forward).await.unwrap();
-    let covered = |state: &FollowState| state.applied.as_ref().is_some_and(|applied| part.covers(applied, &head));
+    let covered =
+        |state: &FollowState| state.applied.as_ref().is_some_and(|applied| part.covers(applied, &head));
     tokio::time::timeout(Duration::from_secs(20), following.state.wait_for(covered)).await.unwrap().unwrap();
     following.finish().await;
     for side in [Side::Source, Side::Target] {
         let (there, ..) = ids(&world, side).await;
         assert!(all.0.is_subset(&there), "something acknowledged is not on the {side}");
     }
-    let verified = part.verify(Flow::Forward, Scope::Full, Arc::new(Quiet), CancellationToken::new()).await.unwrap();
+    let verified =
+        part.verify(Flow::Forward, Scope::Full, Arc::new(Quiet), CancellationToken::new()).await.unwrap();
     assert!(verified.is_equal(), "{verified:?}");
 }
 
@@ -265,7 +276,8 @@ async fn a_skipped_transaction_is_found() {
     world.source.sql("shop", "UPDATE acked SET n = 3 WHERE id = 5").unwrap();
     let mut following = follow(&part, Flow::Forward);
     following.caught_up().await;
-    let verified = part.verify(Flow::Forward, Scope::Full, Arc::new(Quiet), CancellationToken::new()).await.unwrap();
+    let verified =
+        part.verify(Flow::Forward, Scope::Full, Arc::new(Quiet), CancellationToken::new()).await.unwrap();
     following.finish().await;
     let texts: Vec<&str> = verified.differences.iter().map(|one| &*one.text).collect();
     assert_eq!(texts, ["acked (123) differs", "acked (29000) differs"]);
