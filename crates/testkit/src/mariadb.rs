@@ -72,7 +72,9 @@ impl Mariadb {
         let mut attempt = 1;
         loop {
             let folder = folder()?;
-            copy_tree(template, &folder.path().join("data"))?;
+            for part in ["data", "tmp"] {
+                copy_tree(&template.join(part), &folder.path().join(part))?;
+            }
             let port = free_port()?;
             let process = serve(folder.path(), port, number, options)?;
             let mut server = Self { process, folder, port };
@@ -156,7 +158,9 @@ fn serve(folder: &Path, port: u16, number: u32, options: &[&str]) -> io::Result<
         command.uid(user).gid(group);
     }
     command.args(USUAL);
-    for (name, file) in [("datadir", "data"), ("socket", "s"), ("pid-file", "pid"), ("log-error", "log")] {
+    let files =
+        [("datadir", "data"), ("tmpdir", "tmp"), ("socket", "s"), ("pid-file", "pid"), ("log-error", "log")];
+    for (name, file) in files {
         command.arg(format!("--{name}={}", folder.join(file).display()));
     }
     // Distinct among all servers of a test; two tests never meet.
@@ -206,7 +210,12 @@ fn make_template() -> io::Result<tempfile::TempDir> {
     }
     command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
     command.args(["--skip-name-resolve", "--innodb-log-file-size=16M"]);
-    let output = command.arg(format!("--datadir={}", folder.path().display())).output()?;
+    // A server that starts removes the temporary tables that it finds, also those of another.
+    let tmp = folder.path().join("tmp");
+    std::fs::create_dir(&tmp)?;
+    give(&tmp)?;
+    command.arg(format!("--tmpdir={}", tmp.display()));
+    let output = command.arg(format!("--datadir={}", folder.path().join("data").display())).output()?;
     if !output.status.success() {
         return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
     }

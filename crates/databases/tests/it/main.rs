@@ -4,6 +4,8 @@
 
 mod assess;
 mod mysql_contract;
+mod mysql_copy;
+mod mysql_fence;
 mod mysql_switch;
 mod mysql_verify;
 mod mysql_world;

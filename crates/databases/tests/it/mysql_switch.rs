@@ -1,7 +1,7 @@
 //! A switch there and back under writers who note what was acknowledged to them: nothing of it is lost, nothing doubled. With
 //! `REHOME_LONG=1` it is done several times, and what it took is printed.
 
-use crate::mysql_world::World;
+use crate::mysql_world::{Following, Quiet, World, follow};
 use mysql_async::prelude::Queryable;
 use rehome_databases::FenceMeans;
 use rehome_databases::mysql::MysqlPart;
@@ -10,42 +10,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-#[derive(Debug)]
-struct Quiet;
-
-impl Progress for Quiet {
-    fn update(&self, _: u64, _: u64, _: Option<u64>, _: Option<u64>) {}
-}
-
-struct Following {
-    task: JoinHandle<rehome_part::Result<()>>,
-    stop: CancellationToken,
-    state: watch::Receiver<FollowState>,
-}
-
-fn follow(part: &Arc<MysqlPart>, flow: Flow) -> Following {
-    let (report, state) = watch::channel(FollowState::default());
-    let stop = CancellationToken::new();
-    let (part, token) = (Arc::clone(part), stop.clone());
-    let task = tokio::spawn(async move { part.follow(flow, report, token).await });
-    Following { task, stop, state }
-}
-
-impl Following {
-    async fn caught_up(&mut self) {
-        let near = self.state.wait_for(|state| state.lag_seconds.is_some_and(|lag| lag < 0.2));
-        tokio::time::timeout(Duration::from_secs(30), near).await.unwrap().unwrap();
-    }
-
-    async fn finish(self) {
-        self.stop.cancel();
-        self.task.await.unwrap().unwrap();
-    }
-}
 
 /// Each writer commits rows of its own, one after the other, and moves on only when it was told that one is there. What was refused
 /// is tried again; what is unknown, because the session was ended, counts as neither.
@@ -138,6 +104,8 @@ impl Took {
 /// As the engine does it, from the fence to the moment when the new owner is open.
 async fn switch(part: &Arc<MysqlPart>, flow: Flow, following: Following, epoch: u64) -> (Took, Position) {
     part.warm(flow).await.unwrap();
+    let since = part.head(flow).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
     let mut took = Took::default();
     let mut now = Instant::now();
     part.fence(flow.from()).await.unwrap();
@@ -152,6 +120,10 @@ async fn switch(part: &Arc<MysqlPart>, flow: Flow, following: Following, epoch: 
     took.step("drain", &mut now);
     following.finish().await;
     took.step("stop", &mut now);
+    let scope = Scope::Since(since);
+    let short = part.verify(flow, scope, Arc::new(Quiet), CancellationToken::new()).await.unwrap();
+    assert!(short.is_equal(), "{short:?}");
+    took.step("verify", &mut now);
     part.seal(flow).await.unwrap();
     took.step("seal", &mut now);
     part.unfence(flow.to()).await.unwrap();

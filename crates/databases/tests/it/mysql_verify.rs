@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Every kind of key, and values whose text depends on settings.
-const SHOP: &str = "
+pub const SHOP: &str = "
     CREATE TABLE orders (id bigint unsigned PRIMARY KEY, at timestamp(3) NULL, amount decimal(12,2), ratio float, exact double,
         note varchar(200), data json, raw varbinary(20), body longblob, kind enum('a','b'), tags set('x','y'), bits bit(5),
         place point, took time(2), one uuid, double_amount decimal(13,2) AS (amount * 2) STORED);

@@ -6,9 +6,13 @@ use mysql_async::{Conn, OptsBuilder};
 use rehome_databases::mysql::MysqlPart;
 use rehome_databases::{Address, End, Ends, FenceMeans, Login};
 use rehome_part::contract::{Refused, Rig};
-use rehome_part::{Part, Side};
+use rehome_part::{Flow, FollowState, Part, Progress, Side};
 use rehome_testkit::mariadb::Mariadb;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 pub const SECRET: &str = "not to be shown";
 const TABLE: &str = "CREATE TABLE shop.files (k varchar(200) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PRIMARY KEY, content longblob NOT NULL)";
@@ -67,6 +71,11 @@ impl World {
 
     pub async fn mover(&self, side: Side) -> Conn {
         as_user(self.server(side), "mover", SECRET).await.unwrap()
+    }
+
+    /// What a question of the migration's user is answered with, behind a fence, too.
+    pub async fn mover_sql(&self, side: Side, statement: &str) -> Vec<String> {
+        self.mover(side).await.query(statement).await.unwrap()
     }
 
     pub async fn app(&self, side: Side) -> mysql_async::Result<Conn> {
@@ -162,4 +171,64 @@ impl Rig for World {
         }
         all
     }
+}
+
+#[derive(Debug)]
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn update(&self, _: u64, _: u64, _: Option<u64>, _: Option<u64>) {}
+}
+
+/// A follower in the background.
+pub struct Following {
+    task: JoinHandle<rehome_part::Result<()>>,
+    stop: CancellationToken,
+    pub state: watch::Receiver<FollowState>,
+}
+
+pub fn follow(part: &Arc<MysqlPart>, flow: Flow) -> Following {
+    let (report, state) = watch::channel(FollowState::default());
+    let stop = CancellationToken::new();
+    let (part, token) = (Arc::clone(part), stop.clone());
+    let task = tokio::spawn(async move { part.follow(flow, report, token).await });
+    Following { task, stop, state }
+}
+
+impl Following {
+    pub async fn caught_up(&mut self) {
+        let near = self.state.wait_for(|state| state.lag_seconds.is_some_and(|lag| lag < 0.2));
+        tokio::time::timeout(Duration::from_secs(30), near).await.unwrap().unwrap();
+    }
+
+    /// Until everything that was written before this call is there.
+    pub async fn reaches(&mut self, part: &MysqlPart, flow: Flow) {
+        let head = part.head(flow).await.unwrap();
+        let covered =
+            |state: &FollowState| state.applied.as_ref().is_some_and(|applied| part.covers(applied, &head));
+        tokio::time::timeout(Duration::from_secs(30), self.state.wait_for(covered)).await.unwrap().unwrap();
+    }
+
+    pub async fn finish(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+
+    /// What it ended with by itself.
+    pub async fn ended(self) -> rehome_part::Error {
+        tokio::time::timeout(Duration::from_secs(30), self.task).await.unwrap().unwrap().unwrap_err()
+    }
+}
+
+pub async fn copy(part: &MysqlPart) -> rehome_part::CopySummary {
+    part.prepare().await.unwrap();
+    part.copy(Flow::Forward, Arc::new(Quiet), CancellationToken::new()).await.unwrap()
+}
+
+/// Differences that a full comparison finds.
+pub async fn differences(part: &MysqlPart) -> Vec<String> {
+    let full = rehome_part::Scope::Full;
+    let result = part.verify(Flow::Forward, full, Arc::new(Quiet), CancellationToken::new()).await.unwrap();
+    assert_eq!(result.in_motion, 0);
+    result.differences.into_iter().map(|one| one.text).collect()
 }
