@@ -15,16 +15,22 @@ const LARGEST_SHOWN: usize = 5;
 const COUNTED: u64 = 100_000;
 /// A log that is kept for less may be gone before a copy ends.
 const SHORT_RETENTION: u64 = 24 * 3600;
-/// What the migration's user does on a server, as the server calls it.
-const NEEDED: [&str; 8] = [
+/// What the migration's user does on a server, as the server calls it. SUPER is for the event scheduler's switch, RELOAD for removing
+/// replication, BINLOG REPLAY for late rows.
+const NEEDED: [&str; 13] = [
     "PROCESS",
     "RELOAD",
+    "SUPER",
     "CREATE USER",
-    "REPLICATION SLAVE",
-    "REPLICATION SLAVE ADMIN",
-    "BINLOG ADMIN",
+    "SET USER",
     "CONNECTION ADMIN",
     "READ_ONLY ADMIN",
+    "BINLOG ADMIN",
+    "BINLOG MONITOR",
+    "BINLOG REPLAY",
+    "REPLICATION SLAVE",
+    "REPLICATION SLAVE ADMIN",
+    "SLAVE MONITOR",
 ];
 
 /// What was found about one schema.
@@ -331,7 +337,6 @@ async fn accounts(session: &mut Session, found: &mut Findings) -> Result<()> {
     let statement = "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES
         WHERE GRANTEE = CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')";
     let ours: Vec<String> = session.rows("read privileges", statement, ()).await?;
-    // Before 10.11, and in MySQL, SUPER is most of them.
     let missing: Vec<String> = NEEDED
         .iter()
         .filter(|needed| !ours.iter().any(|one| one.replace(' ', "_") == needed.replace(' ', "_")))

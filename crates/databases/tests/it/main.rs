@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
 
 mod assess;
+mod mysql_assess;
 mod mysql_contract;
 mod mysql_copy;
 mod mysql_fence;
 mod mysql_switch;
+mod mysql_tls;
 mod mysql_verify;
 mod mysql_world;
 mod replicated;

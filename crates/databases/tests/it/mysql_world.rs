@@ -15,6 +15,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub const SECRET: &str = "not to be shown";
+/// No more than the migration's user needs. SUPER is for the event scheduler's switch alone.
+pub const RIGHTS: &str = "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW,
+    CREATE ROUTINE, ALTER ROUTINE, EXECUTE, EVENT, TRIGGER, CREATE USER, PROCESS, RELOAD, SUPER, SET USER, CONNECTION ADMIN, READ_ONLY ADMIN,
+    BINLOG ADMIN, BINLOG MONITOR, BINLOG REPLAY, REPLICATION SLAVE, REPLICATION SLAVE ADMIN, SLAVE MONITOR";
 const TABLE: &str = "CREATE TABLE shop.files (k varchar(200) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PRIMARY KEY, content longblob NOT NULL)";
 const APP: &str = "CREATE USER app@'%' IDENTIFIED BY 'app''s own'; GRANT SELECT, INSERT, UPDATE, DELETE ON shop.* TO app@'%'";
 
@@ -47,7 +51,7 @@ impl World {
         });
         for server in [&source, &target] {
             let mover = format!(
-                "CREATE USER mover@'%' IDENTIFIED BY '{SECRET}'; GRANT ALL ON *.* TO mover@'%' WITH GRANT OPTION"
+                "CREATE USER mover@'%' IDENTIFIED BY '{SECRET}'; GRANT {RIGHTS} ON *.* TO mover@'%' WITH GRANT OPTION"
             );
             server.sql("mysql", &mover).unwrap();
         }
