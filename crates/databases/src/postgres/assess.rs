@@ -241,7 +241,7 @@ SELECT n.nspname || '.' || c.relname, c.relkind::text, c.relpersistence::text, c
        CASE WHEN c.relkind IN ('r', 'p', 'm') THEN has_table_privilege(c.oid, 'SELECT') ELSE true END,
        pg_catalog.format('%I.%I', n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'f', 'm', 'S') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+WHERE c.relkind IN ('r', 'p', 'f', 'm', 'S') AND n.nspname NOT IN ('information_schema', 'rehome') AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY pg_total_relation_size(c.oid) DESC, 1";
 

@@ -50,7 +50,7 @@ LEFT JOIN LATERAL (
     ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1
 ) k ON true
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
-  AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+  AND n.nspname NOT IN ('information_schema', 'rehome') AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d
                   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY 1, 2";
@@ -93,7 +93,12 @@ impl Table {
     /// As `FROM` wants it; children by inheritance are tables of their own.
     pub fn from(&self) -> String {
         let only = if self.is_partitioned { "" } else { "ONLY " };
-        format!("{only}{}.{}", quote::name(&self.schema), quote::name(&self.name))
+        format!("{only}{}", self.quoted())
+    }
+
+    /// As SQL names it.
+    pub fn quoted(&self) -> String {
+        format!("{}.{}", quote::name(&self.schema), quote::name(&self.name))
     }
 
     /// Can its rows be cut into ranges that mean the same on every server?

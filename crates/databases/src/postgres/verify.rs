@@ -13,7 +13,8 @@ use super::tables::{self, Table};
 use crate::address::Address;
 use marks::{Marks, Part};
 use rehome_part::{Error, Side};
-use rows::{Chunk, Digest};
+use rows::Digest;
+pub(super) use rows::{Chunk, Differences, differences, digests, hashes, newest, what};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -63,6 +64,13 @@ pub struct Progress {
     pub rows_expected: AtomicU64,
     pub tables: AtomicU64,
     pub tables_expected: AtomicU64,
+}
+
+impl Progress {
+    /// Rows that were compared, and all there are by the server's guess.
+    pub fn rows(&self) -> (u64, u64) {
+        (self.rows.load(Ordering::Relaxed), self.rows_expected.load(Ordering::Relaxed))
+    }
 }
 
 /// What was found of one table.
@@ -307,6 +315,15 @@ impl Compared {
 
     pub fn is_same(&self) -> bool {
         self.found == Found::Same
+    }
+
+    /// Why its rows could not be compared, if so.
+    pub fn is_unlike(&self) -> Option<String> {
+        match self.found {
+            Found::Missing(side) => Some(format!("{} is not on the {side}", self.table)),
+            Found::Unlike => Some(format!("{}: {}", self.table, self.notes.join(", "))),
+            _ => None,
+        }
     }
 }
 

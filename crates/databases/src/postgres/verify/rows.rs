@@ -16,7 +16,7 @@ const BUCKET_DIGITS: usize = 3;
 /// A part of a table that is compared in one go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Chunk {
+pub(in super::super) enum Chunk {
     /// Rows whose key is behind `after` and not behind `until`; `None`: from the first, to the last, so that rows which only one
     /// side has are in some piece, too.
     Range { after: Option<Vec<String>>, until: Option<Vec<String>> },
@@ -28,13 +28,18 @@ pub(super) enum Chunk {
 
 /// The sums of some rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Digest {
+pub(in super::super) struct Digest {
     pub bucket: String,
     pub rows: u64,
     sums: [String; 2],
 }
 
 impl Chunk {
+    /// Everything in a table, in one go.
+    pub fn all(table: &Table) -> Self {
+        if table.has_ranges() { Self::Range { after: None, until: None } } else { Self::Whole }
+    }
+
     /// The parts of it that are to be looked at again.
     pub fn differing(&self, ours: &[Digest], theirs: &[Digest]) -> Vec<Self> {
         if *self != Self::Whole {
@@ -118,17 +123,37 @@ async fn nth_key(
     values: &[&str],
     skipped: u32,
 ) -> Result<Option<Vec<String>>, Error> {
+    let order = quote::names(table.key.iter().map(|column| &*column.name));
+    key_at(session, table, condition, values, &order, skipped).await
+}
+
+async fn key_at(
+    session: &Session,
+    table: &Table,
+    condition: &str,
+    values: &[&str],
+    order: &str,
+    skipped: u32,
+) -> Result<Option<Vec<String>>, Error> {
     let keys = quote::names(table.key.iter().map(|column| &*column.name));
     let texts: Vec<String> =
         table.key.iter().map(|column| format!("{}::text", quote::name(&column.name))).collect();
     let statement = format!(
-        "SELECT ARRAY[{}] FROM (SELECT {keys} FROM {} {condition} ORDER BY {keys} OFFSET {skipped} LIMIT 1) piece",
+        "SELECT ARRAY[{}] FROM (SELECT {keys} FROM {} {condition} ORDER BY {order} OFFSET {skipped} LIMIT 1) piece",
         texts.join(", "),
         table.from(),
     );
     let doing = format!("find the next piece of {}", table.shown());
     let found = session.rows(&doing, &statement, &parameters(values)).await?;
     Ok(found.first().map(|row| row.get(0)))
+}
+
+/// The last `rows` rows by key, and all that come behind them.
+pub(in super::super) async fn newest(session: &Session, table: &Table, rows: u32) -> Result<Chunk, Error> {
+    let backwards: Vec<String> =
+        table.key.iter().map(|column| format!("{} DESC", quote::name(&column.name))).collect();
+    let after = key_at(session, table, "", &[], &backwards.join(", "), rows).await?;
+    Ok(Chunk::Range { after, until: None })
 }
 
 /// Keys that cut a table into about `parts` equal ranges, by what the server knows of its values; none where it knows nothing.
@@ -154,7 +179,11 @@ pub(super) async fn cuts(session: &Session, table: &Table, parts: usize) -> Resu
 }
 
 /// The sums of a piece; of a whole table by bucket.
-pub(super) async fn digests(session: &Session, table: &Table, chunk: &Chunk) -> Result<Vec<Digest>, Error> {
+pub(in super::super) async fn digests(
+    session: &Session,
+    table: &Table,
+    chunk: &Chunk,
+) -> Result<Vec<Digest>, Error> {
     let (condition, values) = chunk.condition(table);
     let bucket = if *chunk == Chunk::Whole { bucket_of(table) } else { "''".to_owned() };
     let half =
@@ -177,12 +206,16 @@ pub(super) async fn digests(session: &Session, table: &Table, chunk: &Chunk) -> 
 }
 
 /// Hash and number of each row of a piece, by its key; without a key by the hash.
-pub(super) type Hashes = BTreeMap<Vec<String>, (String, i64)>;
+pub(in super::super) type Hashes = BTreeMap<Vec<String>, (String, i64)>;
 /// What each side has of a row, where they differ.
-pub(super) type Sides = (Option<(String, i64)>, Option<(String, i64)>);
-pub(super) type Differences = BTreeMap<Vec<String>, Sides>;
+pub(in super::super) type Sides = (Option<(String, i64)>, Option<(String, i64)>);
+pub(in super::super) type Differences = BTreeMap<Vec<String>, Sides>;
 
-pub(super) async fn hashes(session: &Session, table: &Table, chunk: &Chunk) -> Result<Hashes, Error> {
+pub(in super::super) async fn hashes(
+    session: &Session,
+    table: &Table,
+    chunk: &Chunk,
+) -> Result<Hashes, Error> {
     let (condition, values) = chunk.condition(table);
     let key = match table.key.is_empty() {
         true => row_hash(&table.columns),
@@ -201,7 +234,7 @@ pub(super) async fn hashes(session: &Session, table: &Table, chunk: &Chunk) -> R
     Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
 }
 
-pub(super) fn differences(ours: &Hashes, theirs: &Hashes) -> Differences {
+pub(in super::super) fn differences(ours: &Hashes, theirs: &Hashes) -> Differences {
     let mut found = Differences::new();
     for (key, here) in ours {
         let there = theirs.get(key);
@@ -215,7 +248,7 @@ pub(super) fn differences(ours: &Hashes, theirs: &Hashes) -> Differences {
     found
 }
 
-pub(super) fn what(sides: &Sides) -> What {
+pub(in super::super) fn what(sides: &Sides) -> What {
     match sides {
         (Some(_), None) => What::OnlyOnSource,
         (None, Some(_)) => What::OnlyOnTarget,
