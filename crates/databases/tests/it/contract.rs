@@ -10,7 +10,9 @@ use rehome_testkit::postgres::Postgres;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const SETTINGS: [(&str, &str); 6] = [
+/// A server waits five seconds before it begins to follow again, unless it is told to be quick.
+const SETTINGS: [(&str, &str); 7] = [
+    ("wal_retrieve_retry_interval", "50ms"),
     ("max_replication_slots", "80"),
     ("max_wal_senders", "80"),
     ("max_worker_processes", "80"),
@@ -141,7 +143,7 @@ impl Rig for PostgresRig {
             .sql(
                 database,
                 "SELECT string_agg(concat_ws(' ', c.relname, c.relreplident, t.tgname, t.tgenabled), ', ' ORDER BY c.relname)
-                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_trigger t ON t.tgrelid = c.oid
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgenabled <> 'D'
                  WHERE n.nspname = 'public';
                  SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
                  WHERE d.datname = current_database()",
@@ -171,6 +173,7 @@ impl Rig for PostgresRig {
             let Ok(inside) = server.sql(
                 &self.database,
                 "SELECT 'table ' || relname FROM pg_class WHERE relnamespace = to_regnamespace('rehome') AND relkind = 'r'
+                 UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE tgname ~ 'rehome' AND tgenabled = 'D'
                  UNION ALL SELECT 'publication ' || pubname FROM pg_publication
                  UNION ALL SELECT 'subscription ' || subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
                            WHERE d.datname = current_database()",
