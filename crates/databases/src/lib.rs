@@ -5,9 +5,11 @@
 mod address;
 mod end;
 mod facts;
+mod open;
 pub mod postgres;
 mod trust;
 
 pub use address::{Address, AddressError, Engine, Tls};
 pub use end::{End, Ends, FenceMeans, Login};
 pub use facts::Facts;
+pub use open::{Secrets, doctor, part};
