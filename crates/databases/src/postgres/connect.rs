@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row};
+use tokio_postgres::{Client, Config, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -136,6 +136,21 @@ impl Session {
     /// As [`Self::rows`].
     pub async fn run(&self, doing: &str, statements: &str) -> Result<(), Error> {
         self.client.batch_execute(statements).await.map_err(|error| self.error(doing, &error))
+    }
+
+    /// Rows as text, by one message and one answer: what is asked while writes wait must not cost a second round trip for the types
+    /// of its values. They are in the statement, as literals.
+    ///
+    /// # Errors
+    /// As [`Self::rows`].
+    pub(super) async fn asked(&self, doing: &str, statement: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+        let messages =
+            self.client.simple_query(statement).await.map_err(|error| self.error(doing, &error))?;
+        let rows = messages.into_iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        Ok(rows.collect())
     }
 
     /// As [`Self::run`], with what the server said of it.

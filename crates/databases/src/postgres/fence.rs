@@ -78,22 +78,27 @@ pub(super) async fn open(part: &PostgresPart, side: Side) -> Result<()> {
 
 async fn close_to_writes(part: &PostgresPart, side: Side) -> Result<()> {
     let (closer, watcher) = tokio::try_join!(part.sessions.on(side), part.sessions.on(side))?;
-    let closer_pid = pid(&closer).await?;
     let body = format!("{} {}", own::make_trigger("ENABLE"), own::set_trigger(true));
     let statement = format!("SET LOCAL lock_timeout = '8s'; {}", own::loop_over_tables(&body));
+    // Asked on one session, one behind the other: the first answer comes while the tables are being closed.
+    let number = pid(&closer);
     let closing = closer.run("close the tables", &statement);
     let ending: std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>> = Box::pin(async {
+        let number = number.await?;
         tokio::time::sleep(GRACE).await;
         loop {
             // Whoever is in the way had his time.
-            let statement = "SELECT pg_terminate_backend(p) FROM unnest(pg_blocking_pids($1)) p WHERE p <> 0";
-            watcher.rows("end who is in the way of the fence", statement, &[&closer_pid]).await?;
+            let statement = format!(
+                "SELECT pg_terminate_backend(p) FROM unnest(pg_blocking_pids({number})) p WHERE p <> 0"
+            );
+            watcher.asked("end who is in the way of the fence", &statement).await?;
             tokio::time::sleep(LOOK).await;
         }
     });
     let closed = tokio::select! {
-        closed = closing => closed,
+        biased;
         ended = ending => ended,
+        closed = closing => closed,
     };
     closed.map_err(|error| match error.kind {
         ErrorKind::Other if error.is_temporary() => {
@@ -104,7 +109,9 @@ async fn close_to_writes(part: &PostgresPart, side: Side) -> Result<()> {
 }
 
 async fn pid(session: &Session) -> Result<i32> {
-    Ok(session.row("ask for a session's number", "SELECT pg_backend_pid()", &[]).await?.get(0))
+    let rows = session.asked("ask for a session's number", "SELECT pg_backend_pid()").await?;
+    // No session has the number 0, so nobody is in its way.
+    Ok(rows.first().and_then(|row| row.get(0)?.parse().ok()).unwrap_or_default())
 }
 
 async fn close_to_logins(part: &PostgresPart, side: Side) -> Result<()> {
@@ -209,7 +216,8 @@ async fn end_sessions(session: &Session) -> Result<i64> {
         SELECT count(pg_terminate_backend(pid))::int8 FROM pg_stat_activity
         WHERE datname = current_database() AND backend_type IN ('client backend', 'parallel worker')
           AND NOT (usename = current_user AND application_name = 'rehome')";
-    Ok(session.row("end the sessions behind the fence", statement, &[]).await?.get(0))
+    let rows = session.asked("end the sessions behind the fence", statement).await?;
+    Ok(rows.first().and_then(|row| row.get(0)?.parse().ok()).unwrap_or(i64::MAX))
 }
 
 async fn open_to_logins(part: &PostgresPart, side: Side) -> Result<()> {
@@ -262,8 +270,8 @@ async fn looks_closed(part: &PostgresPart, side: Side) -> Result<bool> {
                                AND backend_type = 'client backend' AND NOT (usename = current_user AND application_name = 'rehome'))"
             .to_owned(),
     };
-    let row = session.row("look at the fence", &statement, &[]).await?;
-    Ok(row.get::<_, Option<bool>>(0).unwrap_or(false))
+    let rows = session.asked("look at the fence", &statement).await?;
+    Ok(rows.first().and_then(|row| row.get(0)) == Some("t"))
 }
 
 /// Tries to write as the application does.

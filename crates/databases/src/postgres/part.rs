@@ -14,12 +14,14 @@ use super::sequences;
 use super::sessions::Sessions;
 use super::stream::{Begin, Stream};
 use super::sweep;
-use super::verify::{self, Options, Pair};
+use super::verify::{self, Arrival, Options, Pair};
 use super::{assess, fits, tables};
 use crate::address::Engine;
 use crate::end::{Ends, FenceMeans};
 use crate::facts::Facts;
 use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use rehome_part::{
     Assessment, Capabilities, CopySummary, Drained, Error, ErrorKind, Fence, Finding, Flow, FollowReport,
     Follows, Marker, Part, Position, Progress, Result, Scope, Seal, Severity, Side, Verification, Writers,
@@ -32,8 +34,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Changes are counted for so long when a database is looked at.
 const WATCH: Duration = Duration::from_secs(1);
-/// Between two looks for beat and marker while writes wait.
-const DRAIN_LOOK: Duration = Duration::from_millis(2);
+/// Between two looks for beat and marker while writes wait; with so many under way, enough for a quarter of a second.
+const DRAIN_LOOK: Duration = Duration::from_millis(3);
+const LOOKS_AT_ONCE: usize = 32;
+/// For a change to arrive, while a comparison waits.
+const ARRIVAL: Duration = Duration::from_secs(30);
 /// Sessions that a switch wants on each side.
 const WARM: usize = 4;
 
@@ -96,12 +101,6 @@ impl PostgresPart {
         }
     }
 
-    /// Is somebody there to bring what is on its way?
-    pub(super) async fn is_followed(&self, flow: Flow) -> Result<bool> {
-        let to = self.sessions.on(flow.to()).await?;
-        Ok(beat::read(&to, flow, self.names.stream(flow), None).await?.is_applied)
-    }
-
     async fn guard(&self, side: Side) -> Result<()> {
         let session = self.sessions.on(side).await?;
         own::make(&session).await?;
@@ -153,13 +152,12 @@ impl PostgresPart {
         progress: &dyn Progress,
         stop: CancellationToken,
     ) -> Result<Verification> {
-        // Where nobody follows, nothing is on its way.
-        let patience =
-            if self.is_followed(flow).await? { Options::default().patience } else { Duration::ZERO };
-        let options = Options { patience, most_named: 100, jobs: 2, ..Options::default() };
+        let options = Options { most_named: 100, jobs: 2, ..Options::default() };
+        let arrival = Beaten { part: self, flow };
         let pair = self.pair();
         let seen = Arc::<verify::Progress>::default();
-        let comparing = verify::verify(&pair, &options, &self.folder, Arc::clone(&seen), stop);
+        let comparing =
+            verify::verify_with(&pair, &options, &self.folder, Arc::clone(&seen), stop, Some(&arrival));
         let telling = async {
             loop {
                 let (rows, expected) = seen.rows();
@@ -330,16 +328,27 @@ impl Part for PostgresPart {
     ) -> Result<Drained> {
         let wanted = Lsn::of(fence)?;
         let (from, to) = tokio::try_join!(self.sessions.on(flow.from()), self.sessions.on(flow.to()))?;
-        let first = beat::read(&to, flow, self.names.stream(flow), None).await?.place;
         // A beat of our own, behind the fence; whoever follows beats more slowly.
         let beating = beat::write(&from, flow);
         let watching = async {
+            let (began, mut looks, mut first) = (Instant::now(), FuturesUnordered::new(), None);
+            let mut due = began;
             loop {
-                let arrived = beat::read(&to, flow, self.names.stream(flow), Some(marker)).await?;
-                if let Some(place) = arrived.place.filter(|place| arrived.is_marked && *place >= wanted) {
-                    return Ok::<_, Error>(place);
+                // A look is not waited for before the next one begins: one that came too early would cost a round trip.
+                if Instant::now() >= due && looks.len() < LOOKS_AT_ONCE {
+                    looks.push(beat::read(&to, flow, self.names.stream(flow), Some(marker)));
+                    due = Instant::now() + DRAIN_LOOK.max(began.elapsed() / 8);
                 }
-                tokio::time::sleep(DRAIN_LOOK).await;
+                tokio::select! {
+                    Some(arrived) = looks.next(), if !looks.is_empty() => {
+                        let arrived = arrived?;
+                        first = first.or(arrived.place);
+                        if let Some(place) = arrived.place.filter(|place| arrived.is_marked && *place >= wanted) {
+                            return Ok::<_, Error>((place, first.unwrap_or(place)));
+                        }
+                    }
+                    () = tokio::time::sleep_until(due), if looks.len() < LOOKS_AT_ONCE => {}
+                }
             }
         };
         let stopped = async {
@@ -347,11 +356,11 @@ impl Part for PostgresPart {
             Err::<(), _>(Error::cancelled())
         };
         let drained = async { tokio::try_join!(beating, watching) };
-        let (_, place) = tokio::select! {
+        let (_, (place, first)) = tokio::select! {
             drained = drained => drained?,
             stopped = stopped => return Err(stopped.err().unwrap_or_else(Error::cancelled)),
         };
-        let changes = first.map_or(0, |first| place.since(first));
+        let changes = place.since(first);
         Ok(Drained { applied: place.position(), marker_seen: true, changes })
     }
 
@@ -373,8 +382,8 @@ impl Part for PostgresPart {
         if let Some(sealed) = self.facts.get(&fact) {
             return Ok(Seal { reverse_start: Position(sealed) });
         }
-        let back = self.stream(flow.back());
-        let (start, ()) = tokio::try_join!(back.slot_from_now(), sequences::set(self, flow))?;
+        let (stream, back) = (self.stream(flow), self.stream(flow.back()));
+        let (start, ()) = tokio::try_join!(back.slot_from_now(&stream), sequences::set(self, flow))?;
         // The seal of the switch before this one is history.
         self.facts.forget(&Self::seal_fact(flow.back()))?;
         self.facts.set(&fact, &start.to_string())?;
@@ -421,14 +430,28 @@ async fn definitions(session: &Session) -> Result<Vec<(String, Vec<(String, Stri
     Ok(all.iter().map(|table| (table.shown(), columns(table))).collect())
 }
 
-/// How long a beat takes to be seen on the other side, at most.
+/// Everything under way has arrived when a beat has.
+#[derive(Debug)]
+struct Beaten<'a> {
+    part: &'a PostgresPart,
+    flow: Flow,
+}
+
+#[async_trait]
+impl Arrival for Beaten<'_> {
+    async fn wait(&self) -> Result<()> {
+        settle(self.part, self.flow, ARRIVAL).await
+    }
+}
+
+/// Until a beat from now is seen on the taking side, for so long at most, or nobody is there to bring it.
 pub(super) async fn settle(part: &PostgresPart, flow: Flow, patience: Duration) -> Result<()> {
     let (from, to) = tokio::try_join!(part.sessions.on(flow.from()), part.sessions.on(flow.to()))?;
     let sent = beat::write(&from, flow).await?;
     let until = Instant::now() + patience;
     while Instant::now() < until {
         let arrived = beat::read(&to, flow, part.names.stream(flow), None).await?;
-        if arrived.place.is_some_and(|place| place >= sent) || !arrived.is_applied {
+        if arrived.place.is_some_and(|place| place >= sent) || !arrived.is_on {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

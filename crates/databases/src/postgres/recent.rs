@@ -2,9 +2,12 @@
 //! bound that fits into a pause. Believes no follower: a row that differs is looked at again when a beat from after the first look
 //! has arrived; only what its side left alone meanwhile and is still not the same is a difference.
 
+use super::connect::Session;
 use super::part::{PostgresPart, settle};
 use super::tables::{self, Table};
-use super::verify::{Chunk, Compared, Differences, What, differences, digests, hashes, newest};
+use super::verify::{
+    Chunk, Compared, Differences, RowSides, What, differences, digests, hashes, newest, what,
+};
 use rehome_part::{Error, Finding, Flow, Result, Severity, Side, Verification};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -57,70 +60,94 @@ pub(super) async fn compare(
 ) -> Result<Verification> {
     let tables = part.tables.known(part).await?;
     let (source, target) = tokio::try_join!(part.sessions.on(Side::Source), part.sessions.on(Side::Target))?;
+    let between = Between { part, flow, source: &source, target: &target };
+    let mut left = MOST;
+    let chosen = tables.iter().filter(|table| {
+        // Without ranges a large table has no newest rows; the full comparison has seen it.
+        let rows = if table.rows <= SMALL { table.rows } else { u64::from(NEWEST) };
+        let is_chosen = left >= rows && (table.rows <= SMALL || table.has_ranges());
+        left -= if is_chosen { rows } else { 0 };
+        is_chosen
+    });
+    // All at once: each session takes its statements one behind the other.
+    let looked = futures::future::try_join_all(chosen.map(|table| between.sums(table))).await?;
     let mut result = Verification::default();
-    for table in tables.iter() {
+    for (table, rows, dirty) in looked {
         if stop.is_cancelled() {
             return Err(Error::cancelled());
         }
-        if result.compared >= MOST {
-            break;
-        }
-        let chunk = match table.rows {
-            rows if rows <= SMALL => Chunk::all(table),
-            // Without ranges there are no newest rows; the full comparison has seen it.
-            _ if !table.has_ranges() => continue,
-            _ => newest(&source, table, NEWEST).await?,
-        };
-        let (ours, theirs) =
-            tokio::try_join!(digests(&source, table, &chunk), digests(&target, table, &chunk))?;
-        result.compared += ours.iter().map(|digest| digest.rows).sum::<u64>();
-        let dirty = chunk.differing(&ours, &theirs);
-        if dirty.is_empty() {
-            continue;
-        }
-        let look = async || {
-            let mut found = Differences::new();
-            for chunk in &dirty {
-                let (ours, theirs) =
-                    tokio::try_join!(hashes(&source, table, chunk), hashes(&target, table, chunk))?;
-                found.extend(differences(&ours, &theirs));
-            }
-            Ok::<_, Error>(found)
-        };
-        let mut before = look().await?;
-        for round in 1..=LOOKS {
-            if before.is_empty() {
-                break;
-            }
-            settle(part, flow, PATIENCE).await?;
-            let mut now = look().await?;
-            now.retain(|key, _| before.contains_key(key));
-            // What the giving side holds did not change since before the beat, and the beat has arrived.
-            let stays = |key: &Vec<String>, sides: &(Option<(String, i64)>, Option<(String, i64)>)| {
-                before.get(key).is_some_and(|earlier| match flow.from() {
-                    Side::Source => earlier.0 == sides.0,
-                    Side::Target => earlier.1 == sides.1,
-                })
-            };
-            let is_settled = now.iter().all(|(key, sides)| stays(key, sides));
-            if is_settled || round == LOOKS {
-                for (key, sides) in &now {
-                    if stays(key, sides) {
-                        result.differences_total += 1;
-                        if result.differences.len() < 100 {
-                            let what = super::verify::what(sides);
-                            result.differences.push(finding(&table.shown(), &names(table), key, what));
-                        }
-                    } else {
-                        result.in_motion += 1;
-                    }
-                }
-                break;
-            }
-            before = now;
+        result.compared += rows;
+        if !dirty.is_empty() {
+            between.settle_rows(table, &dirty, &mut result).await?;
         }
     }
     Ok(result)
+}
+
+/// What a comparison has at hand.
+struct Between<'a> {
+    part: &'a PostgresPart,
+    flow: Flow,
+    source: &'a Session,
+    target: &'a Session,
+}
+
+impl Between<'_> {
+    /// How many rows were summed up, and the pieces that differ.
+    async fn sums<'t>(&self, table: &'t Table) -> Result<(&'t Table, u64, Vec<Chunk>)> {
+        let chunk = match table.rows <= SMALL {
+            true => Chunk::all(table),
+            false => newest(self.source, table, NEWEST).await?,
+        };
+        let (ours, theirs) =
+            tokio::try_join!(digests(self.source, table, &chunk), digests(self.target, table, &chunk))?;
+        Ok((table, ours.iter().map(|digest| digest.rows).sum(), chunk.differing(&ours, &theirs)))
+    }
+
+    async fn differing(&self, table: &Table, dirty: &[Chunk]) -> Result<Differences> {
+        let mut found = Differences::new();
+        for chunk in dirty {
+            let (ours, theirs) =
+                tokio::try_join!(hashes(self.source, table, chunk), hashes(self.target, table, chunk))?;
+            found.extend(differences(&ours, &theirs));
+        }
+        Ok(found)
+    }
+
+    /// What the giving side holds of a row did not change between two looks.
+    fn stays(&self, before: &Differences, key: &Vec<String>, now: &RowSides) -> bool {
+        before.get(key).is_some_and(|earlier| match self.flow.from() {
+            Side::Source => earlier.0 == now.0,
+            Side::Target => earlier.1 == now.1,
+        })
+    }
+
+    async fn settle_rows(&self, table: &Table, dirty: &[Chunk], result: &mut Verification) -> Result<()> {
+        let mut before = self.differing(table, dirty).await?;
+        for look in 1..=LOOKS {
+            if before.is_empty() {
+                return Ok(());
+            }
+            settle(self.part, self.flow, PATIENCE).await?;
+            let mut now = self.differing(table, dirty).await?;
+            now.retain(|key, _| before.contains_key(key));
+            if look == LOOKS || now.iter().all(|(key, sides)| self.stays(&before, key, sides)) {
+                for (key, sides) in &now {
+                    if !self.stays(&before, key, sides) {
+                        result.in_motion += 1;
+                        continue;
+                    }
+                    result.differences_total += 1;
+                    if result.differences.len() < 100 {
+                        result.differences.push(finding(&table.shown(), &names(table), key, what(sides)));
+                    }
+                }
+                return Ok(());
+            }
+            before = now;
+        }
+        Ok(())
+    }
 }
 
 fn names(table: &Table) -> Vec<String> {

@@ -54,6 +54,7 @@ impl Sessions {
     /// As [`Self::on`].
     pub async fn fresh(&self, side: Side) -> Result<Session> {
         let end = self.end(side);
+        tracing::debug!(%side, "a session is opened");
         Box::pin(connect_to(&end.address, end.password.as_deref(), side, May::Write)).await
     }
 

@@ -93,17 +93,15 @@ impl Stream<'_> {
         .await
     }
 
-    /// Switched off; its worker ends by itself in a moment.
-    pub async fn disable(&self) -> Result<()> {
-        let to = self.sessions.on(self.flow.to()).await?;
-        if self.state(&to).await? != Some(true) {
-            return Ok(());
-        }
-        to.run(
-            "switch the subscription off",
-            &format!("ALTER SUBSCRIPTION {} DISABLE", quote::name(self.name())),
+    /// The statement that switches it off where it is on; its worker ends by itself in a moment.
+    pub fn disabling(&self) -> String {
+        // There is no `IF EXISTS` for it, and no parameters in a block.
+        format!(
+            "DO $off$ BEGIN IF EXISTS (SELECT 1 FROM pg_catalog.pg_subscription WHERE subenabled AND subname = {})
+             THEN ALTER SUBSCRIPTION {} DISABLE; END IF; END $off$;",
+            quote::literal(self.name()),
+            quote::name(self.name())
         )
-        .await
     }
 
     /// Takes tables up that were published since, with their rows.
@@ -138,26 +136,42 @@ impl Stream<'_> {
         row.get::<_, String>(0).parse()
     }
 
-    /// Moves the slot to where the log ends now; makes it if need be. What was written before is not sent any more.
-    pub async fn slot_from_now(&self) -> Result<Lsn> {
-        let from = self.sessions.on(self.flow.from()).await?;
-        let Some(slot) = self.slot(&from).await? else {
-            drop(from);
-            return self.make_slot().await;
-        };
-        if slot.reader.is_some() {
-            drop(from);
-            self.free_slot().await?;
-            return Box::pin(self.slot_from_now()).await;
+    /// Ends what `writer` brings to this side and moves the slot to where the log ends then; makes it if need be. What was written
+    /// before is not sent any more.
+    ///
+    /// A follower commits without waiting for the disk, and a slot does not move past what is on it: its last rows would be sent
+    /// back to where they came from. So a commit of ours that waits comes first, on the same session and without waiting for its answer.
+    pub async fn slot_from_now(&self, writer: &Self) -> Result<Lsn> {
+        let flush = format!(
+            "{} INSERT INTO rehome.done VALUES ('sealed') ON CONFLICT (step) DO UPDATE SET step = excluded.step",
+            writer.disabling()
+        );
+        let moving = format!(
+            "SELECT end_lsn::text FROM pg_replication_slots s,
+                 LATERAL pg_replication_slot_advance(s.slot_name, pg_current_wal_flush_lsn()) WHERE s.slot_name = {}",
+            quote::literal(self.name())
+        );
+        for _ in 0..2 {
+            let from = self.sessions.on(self.flow.from()).await?;
+            let (flushed, moved) = tokio::join!(
+                from.run("bring everything to the disk", &flush),
+                from.asked("move the slot", &moving)
+            );
+            flushed?;
+            match moved {
+                Ok(rows) => match rows.first().and_then(|row| row.get(0)) {
+                    Some(place) => return place.parse(),
+                    None => break,
+                },
+                // Whoever read it until a moment ago may not have left.
+                Err(error) if error.is_temporary() => {
+                    drop(from);
+                    self.free_slot().await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let statement = "SELECT end_lsn::text FROM pg_replication_slot_advance($1, pg_current_wal_lsn())";
-        match from.rows("move the slot", statement, &[&self.name()]).await {
-            Ok(rows) => match rows.first() {
-                Some(row) => row.get::<_, String>(0).parse(),
-                None => Ok(slot.confirmed),
-            },
-            Err(error) => Err(error),
-        }
+        self.make_slot().await
     }
 
     pub async fn drop_slot(&self) -> Result<()> {
@@ -189,7 +203,7 @@ impl Stream<'_> {
         // `wal_status` is there since 13; a row as JSON has it or not.
         let statement = "
             SELECT coalesce(confirmed_flush_lsn, restart_lsn)::text, active_pid,
-                   to_jsonb(s) ->> 'wal_status', coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8
+                   to_jsonb(s) ->> 'wal_status'
             FROM pg_replication_slots s WHERE slot_name = $1";
         let rows = from.rows("read the replication slot", statement, &[&self.name()]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
@@ -198,7 +212,6 @@ impl Stream<'_> {
             confirmed,
             reader: row.get(1),
             is_lost: row.get::<_, Option<&str>>(2) == Some("lost"),
-            kept_bytes: row.get::<_, i64>(3).unsigned_abs(),
         }))
     }
 }
@@ -211,8 +224,6 @@ pub(super) struct Slot {
     pub reader: Option<i32>,
     /// The server threw away what it still had to give.
     pub is_lost: bool,
-    /// Of the log, kept for this slot.
-    pub kept_bytes: u64,
 }
 
 async fn quiet_and_long(session: &Session) -> Result<()> {

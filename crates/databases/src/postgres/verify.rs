@@ -11,10 +11,11 @@ use super::connect::Session;
 use super::connect::connect;
 use super::tables::{self, Table};
 use crate::address::Address;
+use async_trait::async_trait;
 use marks::{Marks, Part};
 use rehome_part::{Error, Side};
 use rows::Digest;
-pub(super) use rows::{Chunk, Differences, differences, digests, hashes, newest, what};
+pub(super) use rows::{Chunk, Differences, Sides as RowSides, differences, digests, hashes, newest, what};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -150,6 +151,16 @@ impl Pair {
     }
 }
 
+/// Knows when what is under way has arrived.
+#[async_trait]
+pub trait Arrival: std::fmt::Debug + Send + Sync {
+    /// Until all that was committed before this call is on the other side, or it is plain that nothing will come.
+    ///
+    /// # Errors
+    /// A side cannot be asked.
+    async fn wait(&self) -> Result<(), Error>;
+}
+
 /// Compares all tables, and says of each what was found. `marks`: a folder where an interrupted comparison finds how far it was.
 ///
 /// # Errors
@@ -160,6 +171,21 @@ pub async fn verify(
     marks: &Path,
     progress: Arc<Progress>,
     stop: CancellationToken,
+) -> Result<Vec<Compared>, Error> {
+    verify_with(pair, options, marks, progress, stop, None).await
+}
+
+/// The same; with an `arrival`, changes get the time that they need instead of `patience`.
+///
+/// # Errors
+/// As [`verify`].
+pub async fn verify_with(
+    pair: &Pair,
+    options: &Options,
+    marks: &Path,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+    arrival: Option<&dyn Arrival>,
 ) -> Result<Vec<Compared>, Error> {
     let (source, target) = tokio::try_join!(pair.session(Side::Source), pair.session(Side::Target))?;
     let (ours, theirs) = tokio::try_join!(tables::read(&source), tables::read(&target))?;
@@ -188,7 +214,7 @@ pub async fn verify(
     }
     let queue = Mutex::new(queue);
     let workers = sessions.iter().map(|(source, target)| {
-        let work = Work { source, target, options, marks: &marks, progress: &progress, stop: &stop };
+        let work = Work { source, target, options, marks: &marks, progress: &progress, stop: &stop, arrival };
         let queue = &queue;
         Box::pin(async move {
             let mut done = Vec::new();
@@ -335,6 +361,7 @@ struct Work<'a> {
     marks: &'a Marks,
     progress: &'a Progress,
     stop: &'a CancellationToken,
+    arrival: Option<&'a dyn Arrival>,
 }
 
 impl Work<'_> {
@@ -411,7 +438,14 @@ impl Work<'_> {
 
     /// Changes may be on their way: what differs is compared again until it does not, or they had time enough.
     async fn wait_for(&self, table: &Table, mut dirty: Vec<Chunk>) -> Result<Vec<Chunk>, Error> {
-        let until = Instant::now() + self.options.patience;
+        let patience = match self.arrival {
+            Some(arrival) if !dirty.is_empty() => {
+                arrival.wait().await?;
+                Duration::ZERO
+            }
+            _ => self.options.patience,
+        };
+        let until = Instant::now() + patience;
         let mut pause = Duration::from_millis(100);
         loop {
             let mut left = Vec::new();
@@ -441,7 +475,10 @@ impl Work<'_> {
     ) -> Result<(), Error> {
         let mut before = self.differences(table, chunks).await?;
         for look in 1..LOOKS {
-            self.pause(BETWEEN_LOOKS).await?;
+            match self.arrival {
+                Some(arrival) => arrival.wait().await?,
+                None => self.pause(BETWEEN_LOOKS).await?,
+            }
             let mut now = self.differences(table, chunks).await?;
             // Only rows that differed at every look are left.
             now.retain(|key, _| before.contains_key(key));
