@@ -6,6 +6,7 @@ mod address;
 mod end;
 mod facts;
 pub mod postgres;
+pub mod redis;
 mod trust;
 
 pub use address::{Address, AddressError, Engine, Tls};

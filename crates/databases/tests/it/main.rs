@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
 
 mod assess;
+mod redis_contract;
+mod redis_world;
 mod replicated;
 mod support;
 mod tls;

@@ -1,0 +1,233 @@
+//! Who may write on a side: the users of its ACL lose their writes (or their entry), and get back exactly what they had.
+//! A server runs one command at a time, so when the change is done nothing is under way: scripts have ended, transactions ask again
+//! when they are executed, and a client that waits for an element waits for a write that nobody can make.
+
+use super::connect::{Session, connect};
+use super::link::{Link, setting};
+use super::memory::Matter;
+use super::rules::{AROUND, Rules};
+use crate::end::{End, FenceMeans, Login};
+use redis::{Pipeline, Value};
+use rehome_part::{Error, ErrorKind, Fence, Result, Side};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// The longest that clients who are ended may take to be gone.
+const GONE: Duration = Duration::from_secs(5);
+type Former = BTreeMap<String, Rules>;
+
+/// All users of a server.
+pub(super) async fn users(session: &Session) -> Result<Vec<Rules>> {
+    let lines: Vec<String> = session
+        .ask("read the users", &["ACL", "LIST"])
+        .await
+        .map_err(|error| error.hint("users came with Redis 6.0, and our user must be allowed ACL"))?;
+    Ok(lines.iter().filter_map(|line| Rules::parse(line)).collect())
+}
+
+/// Writes users as they are to be, and on disk where they are kept there: a restart does not bring the old ones back.
+pub(super) async fn write_users(session: &Session, all: &[Rules]) -> Result<()> {
+    let mut changes = Pipeline::new();
+    for rules in all {
+        changes.add_command(super::connect::command(&rules.set_user()));
+    }
+    if !all.is_empty() {
+        session.ask_all::<()>("change users", &changes).await?;
+    }
+    if !setting(session, "aclfile").await?.is_empty() {
+        session.ask::<Value>("save the users", &["ACL", "SAVE"]).await?;
+    }
+    Ok(())
+}
+
+async fn known_commands(session: &Session) -> Result<Vec<bool>> {
+    let mut words = vec!["COMMAND", "INFO"];
+    words.extend(AROUND);
+    let known: Vec<Value> = session.ask("read which commands there are", &words).await?;
+    Ok(known.iter().map(|command| *command != Value::Nil).collect())
+}
+
+/// Closes a side to all but our own user.
+pub(super) async fn close(link: &Link, side: Side) -> Result<()> {
+    if link.means == FenceMeans::None {
+        return Ok(());
+    }
+    let end = link.end(side);
+    let own = &end.address.user;
+    if let Some(login) = end.applications.iter().find(|login| login.user == *own) {
+        let text = format!(
+            "the application is {} on the {side}, and so are we: nobody would be kept out",
+            login.user
+        );
+        return Err(Error::permanent(ErrorKind::Unsupported, text)
+            .on(side)
+            .hint("make a user for the migration: ACL SETUSER rehome on >… ~* &* +@all"));
+    }
+    let session = link.session(side).await?;
+    let (users, commands) = tokio::try_join!(users(&session), known_commands(&session))?;
+    let is_known = |name: &str| {
+        AROUND.iter().position(|known| *known == name).is_some_and(|at| commands.get(at) == Some(&true))
+    };
+    let mut former: Former = link.memory.get(Matter::Fence(side))?.unwrap_or_default();
+    let known = former.len();
+    let others: Vec<Rules> = users.into_iter().filter(|rules| rules.user != *own).collect();
+    for rules in &others {
+        former.entry(rules.user.clone()).or_insert_with(|| rules.clone());
+    }
+    if former.len() != known || known == 0 {
+        // Before the change: whoever comes after a kill knows how it was.
+        link.memory.set(Matter::Fence(side), &former)?;
+    }
+    let fenced: Vec<Rules> = others
+        .iter()
+        .map(|rules| match link.means {
+            FenceMeans::Logins => rules.kept_out(),
+            // From what it was, lest a second fence takes away twice; whatever else others changed since stays.
+            _ => rules.as_before(&former[&rules.user]).without_writes(is_known),
+        })
+        .collect();
+    write_users(&session, &fenced).await?;
+    if link.means == FenceMeans::Logins {
+        let names: Vec<&str> = others.iter().map(|rules| &*rules.user).collect();
+        return end_clients(&session, &names).await;
+    }
+    Ok(())
+}
+
+/// Ends the connections of these users until there is none. Replicas stay: they write nothing.
+async fn end_clients(session: &Session, users: &[&str]) -> Result<()> {
+    let until = Instant::now() + GONE;
+    loop {
+        let mut left = Vec::new();
+        for kind in ["normal", "pubsub"] {
+            let list: String = session.ask("list clients", &["CLIENT", "LIST", "TYPE", kind]).await?;
+            left.extend(list.lines().filter(|line| is_of(line, users)).filter_map(id_of));
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            let text = format!("{} connection(s) do not end", left.len());
+            return Err(Error::temporary(ErrorKind::Deadline, text).on(session.side()));
+        }
+        for id in left {
+            // One that left by itself meanwhile is as good.
+            let _gone: std::result::Result<Value, _> = session.asked(&["CLIENT", "KILL", "ID", &id]).await;
+        }
+    }
+}
+
+fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+}
+
+fn is_of(line: &str, users: &[&str]) -> bool {
+    field(line, "user").is_some_and(|user| users.contains(&user))
+}
+
+fn id_of(line: &str) -> Option<String> {
+    field(line, "id").map(str::to_owned)
+}
+
+/// Opens a side again; a new owner stops following first.
+pub(super) async fn open(link: &Link, side: Side) -> Result<()> {
+    link.open_new_owner(side).await?;
+    let Some(former) = link.memory.get::<Former>(Matter::Fence(side))? else { return Ok(()) };
+    let session = link.session(side).await?;
+    let now = users(&session).await?;
+    let as_before = now.iter().filter_map(|rules| Some(rules.as_before(former.get(&rules.user)?)));
+    write_users(&session, &as_before.collect::<Vec<_>>()).await?;
+    link.memory.forget(Matter::Fence(side))
+}
+
+/// Is the side fenced by us, as far as we know?
+pub(super) fn is_set(link: &Link, side: Side) -> Result<bool> {
+    Ok(link.memory.get::<Former>(Matter::Fence(side))?.is_some())
+}
+
+/// Tries to write as the application does, on connections of its own.
+pub(super) async fn probe(link: &Link, side: Side) -> Result<Fence> {
+    if link.means == FenceMeans::None {
+        return Ok(Fence::None);
+    }
+    let end = link.end(side);
+    if end.applications.is_empty() {
+        let session = link.session(side).await?;
+        let is_closed = is_set(link, side)? || super::info::Replication::read(&session).await?.is_replica();
+        return Ok(if is_closed { Fence::Closed } else { Fence::Open });
+    }
+    let users = users(&link.session(side).await?).await?;
+    let tries = end.applications.iter().map(|login| {
+        let rules = users.iter().find(|rules| rules.user == login.user);
+        Box::pin(one_probe(link, end, login, rules, side))
+    });
+    let found = futures::future::try_join_all(tries).await?;
+    let is = |wanted: Fence| found.contains(&wanted);
+    Ok(if is(Fence::Open) {
+        Fence::Open
+    } else if is(Fence::Closed) {
+        Fence::Closed
+    } else {
+        Fence::ProvedClosed
+    })
+}
+
+/// The write is of a key that no application has, and only if it were there: it changes nothing.
+async fn one_probe(
+    link: &Link,
+    end: &End,
+    login: &Login,
+    rules: Option<&Rules>,
+    side: Side,
+) -> Result<Fence> {
+    let unproven = || Ok(if is_set(link, side)? { Fence::Closed } else { Fence::Open });
+    let Some(rules) = rules else { return Ok(Fence::ProvedClosed) };
+    if !rules.is_on() {
+        return Ok(Fence::ProvedClosed);
+    }
+    let password = login.password.as_deref();
+    let session = Box::pin(connect(&end.address_of(login), password, side)).await?;
+    let key = rules.probe_key().unwrap_or_else(|| "rehome:probe".to_owned());
+    let tried: std::result::Result<Value, _> = session.asked(&["SET", &key, "", "XX"]).await;
+    let Err(error) = tried else { return Ok(Fence::Open) };
+    let text = error.to_string();
+    match error.code() {
+        Some("READONLY") => Ok(Fence::ProvedClosed),
+        // A key that it may not touch says nothing of its other keys.
+        Some("NOPERM") if text.contains("to run the") && is_set(link, side)? => Ok(Fence::ProvedClosed),
+        Some("NOPERM") => unproven(),
+        _ => Err(session.error("try a write as the application", &error)),
+    }
+}
+
+/// Makes the source's users on the target, where they are missing; remembers which, before it makes them.
+pub(super) async fn make_users(link: &Link) -> Result<()> {
+    let (source, target) = tokio::try_join!(link.session(Side::Source), link.session(Side::Target))?;
+    let (ours, theirs) = tokio::try_join!(users(&source), users(&target))?;
+    let own = [&link.end(Side::Source).address.user, &link.end(Side::Target).address.user];
+    // Behind a fence of the source they would come as they are for the moment.
+    let former: Former = link.memory.get(Matter::Fence(Side::Source))?.unwrap_or_default();
+    let missing: Vec<Rules> = ours
+        .into_iter()
+        .filter(|rules| !own.contains(&&rules.user) && !theirs.iter().any(|other| other.user == rules.user))
+        .map(|rules| former.get(&rules.user).map_or(rules.clone(), |former| rules.as_before(former)))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut made: Vec<String> = link.memory.get(Matter::Users)?.unwrap_or_default();
+    made.extend(missing.iter().map(|rules| rules.user.clone()));
+    link.memory.set(Matter::Users, &made)?;
+    write_users(&target, &missing).await
+}
+
+/// Removes the users that [`make_users`] made.
+pub(super) async fn remove_users(link: &Link) -> Result<()> {
+    let Some(made) = link.memory.get::<Vec<String>>(Matter::Users)? else { return Ok(()) };
+    let session = link.session(Side::Target).await?;
+    for user in &made {
+        session.ask::<Value>("remove a user", &["ACL", "DELUSER", user]).await?;
+    }
+    write_users(&session, &[]).await?;
+    link.memory.forget(Matter::Users)
+}
