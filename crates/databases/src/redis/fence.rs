@@ -25,14 +25,14 @@ pub(super) async fn users(session: &Session) -> Result<Vec<Rules>> {
     Ok(lines.iter().filter_map(|line| Rules::parse(line)).collect())
 }
 
-/// Writes users as they are to be, and on disk where they are kept there: a restart does not bring the old ones back.
-pub(super) async fn write_users(session: &Session, all: &[Rules]) -> Result<()> {
-    let mut changes = Pipeline::new();
-    for rules in all {
-        changes.add_command(super::connect::command(&rules.set_user()));
+/// Changes users, and their file where they are kept in one: a restart does not bring the old ones back.
+async fn write_users(session: &Session, changes: &[Vec<&str>]) -> Result<()> {
+    let mut all = Pipeline::new();
+    for words in changes {
+        all.add_command(super::connect::command(words));
     }
     if !all.is_empty() {
-        session.ask_all::<()>("change users", &changes).await?;
+        session.ask_all::<()>("change users", &all).await?;
     }
     if !setting(session, "aclfile").await?.is_empty() {
         session.ask::<Value>("save the users", &["ACL", "SAVE"]).await?;
@@ -86,7 +86,8 @@ pub(super) async fn close(link: &Link, side: Side) -> Result<()> {
             _ => rules.as_before(&former[&rules.user]).without_writes(is_known),
         })
         .collect();
-    write_users(&session, &fenced).await?;
+    let changes: Vec<_> = fenced.iter().zip(&others).map(|(fenced, now)| fenced.change(now)).collect();
+    write_users(&session, &changes).await?;
     if link.means == FenceMeans::Logins {
         let names: Vec<&str> = others.iter().map(|rules| &*rules.user).collect();
         return end_clients(&session, &names).await;
@@ -135,8 +136,10 @@ pub(super) async fn open(link: &Link, side: Side) -> Result<()> {
     let Some(former) = link.memory.get::<Former>(Matter::Fence(side))? else { return Ok(()) };
     let session = link.session(side).await?;
     let now = users(&session).await?;
-    let as_before = now.iter().filter_map(|rules| Some(rules.as_before(former.get(&rules.user)?)));
-    write_users(&session, &as_before.collect::<Vec<_>>()).await?;
+    let opened = |now: &Rules| Some((now.as_before(former.get(&now.user)?), now.clone()));
+    let opened: Vec<(Rules, Rules)> = now.iter().filter_map(opened).collect();
+    let changes: Vec<_> = opened.iter().map(|(opened, now)| opened.change(now)).collect();
+    write_users(&session, &changes).await?;
     link.memory.forget(Matter::Fence(side))
 }
 
@@ -218,7 +221,7 @@ pub(super) async fn make_users(link: &Link) -> Result<()> {
     let mut made: Vec<String> = link.memory.get(Matter::Users)?.unwrap_or_default();
     made.extend(missing.iter().map(|rules| rules.user.clone()));
     link.memory.set(Matter::Users, &made)?;
-    write_users(&target, &missing).await
+    write_users(&target, &missing.iter().map(Rules::make).collect::<Vec<_>>()).await
 }
 
 /// Removes the users that [`make_users`] made.

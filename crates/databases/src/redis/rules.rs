@@ -46,10 +46,22 @@ impl Rules {
         Some(Self { user, words: joined })
     }
 
-    /// The words of `ACL SETUSER` that make the user exactly so, whatever it was: one command, so there is no moment between.
-    pub fn set_user(&self) -> Vec<&str> {
-        let mut all = vec!["ACL", "SETUSER", &self.user, "reset"];
-        all.extend(self.words.iter().map(String::as_str));
+    /// The words of `ACL SETUSER` that make this user where there is none.
+    pub fn make(&self) -> Vec<&str> {
+        ["ACL", "SETUSER", &self.user].into_iter().chain(self.words.iter().map(String::as_str)).collect()
+    }
+
+    /// The words of `ACL SETUSER` that give a user exactly these commands and this switch and leave the rest of it alone: one command,
+    /// so there is no moment between. `now`: the user as it is.
+    pub fn change(&self, now: &Self) -> Vec<&str> {
+        let mut all = vec!["ACL", "SETUSER", &self.user];
+        all.extend(self.words.iter().filter(|word| is_switch(word)).map(String::as_str));
+        all.push("nocommands");
+        // Before 7.0 there are no sets in brackets, and no word to remove them.
+        if self.words.iter().chain(&now.words).any(|word| word.starts_with('(')) {
+            all.push("clearselectors");
+        }
+        all.extend(self.words.iter().filter(|word| is_about_commands(word)).map(String::as_str));
         all
     }
 
@@ -135,10 +147,10 @@ mod tests {
         let former = Rules::parse(LINE).unwrap();
         assert_eq!(former.user, "app");
         let fenced = former.without_writes(|name| name == "acl");
-        let words = fenced.set_user().join(" ");
+        let words = fenced.change(&former).join(" ");
         assert_eq!(
             words,
-            "ACL SETUSER app reset on #5f ~shop:* &* +@all -@dangerous (~x* resetchannels -@all +get -@write -acl) \
+            "ACL SETUSER app on nocommands clearselectors +@all -@dangerous (~x* resetchannels -@all +get -@write -acl) \
              (~y +set -@write -acl) -@write -acl"
         );
         assert_eq!(fenced.as_before(&former), former);
@@ -150,7 +162,7 @@ mod tests {
             words: vec!["on".into(), "#77".into(), "~shop:*".into(), "-@write".into()],
         };
         assert!(
-            rotated.as_before(&former).set_user().join(" ").contains("#77 ~shop:* +@all -@dangerous (~x*")
+            rotated.as_before(&former).make().join(" ").contains("#77 ~shop:* +@all -@dangerous (~x*")
         );
     }
 
