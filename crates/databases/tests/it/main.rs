@@ -4,6 +4,7 @@
 
 mod assess;
 mod redis_contract;
+mod redis_switch;
 mod redis_world;
 mod replicated;
 mod support;
