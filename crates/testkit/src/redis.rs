@@ -131,8 +131,9 @@ impl Redis {
         }
         let output = command.arg("-e").args(words).output()?;
         let said = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
-        if !output.status.success() {
-            let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        // Not let in, it would go on as the default user.
+        if !output.status.success() || why.contains("AUTH failed") {
             return Err(io::Error::other(format!("{said}{why}")));
         }
         Ok(said)

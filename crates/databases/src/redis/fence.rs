@@ -185,17 +185,22 @@ async fn one_probe(
 ) -> Result<Fence> {
     let unproven = || Ok(if is_set(link, side)? { Fence::Closed } else { Fence::Open });
     let Some(rules) = rules else { return Ok(Fence::ProvedClosed) };
-    if !rules.is_on() {
-        return Ok(Fence::ProvedClosed);
-    }
     let password = login.password.as_deref();
-    let session = Box::pin(connect(&end.address_of(login), password, side)).await?;
+    let session = match Box::pin(connect(&end.address_of(login), password, side)).await {
+        Ok(session) => session,
+        // Whoever is let in has only a wrong password here, which proves nothing.
+        Err(error) if error.kind == ErrorKind::Credentials && !rules.is_on() => {
+            return Ok(Fence::ProvedClosed);
+        }
+        Err(error) => return Err(error),
+    };
     let key = rules.probe_key().unwrap_or_else(|| "rehome:probe".to_owned());
     let tried: std::result::Result<Value, _> = session.asked(&["SET", &key, "", "XX"]).await;
     let Err(error) = tried else { return Ok(Fence::Open) };
     let text = error.to_string();
     match error.code() {
         Some("READONLY") => Ok(Fence::ProvedClosed),
+        Some("NOAUTH") if !rules.is_on() => Ok(Fence::ProvedClosed),
         // A key that it may not touch says nothing of its other keys.
         Some("NOPERM") if text.contains("to run the") && is_set(link, side)? => Ok(Fence::ProvedClosed),
         Some("NOPERM") => unproven(),

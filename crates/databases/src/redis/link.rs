@@ -45,6 +45,11 @@ impl Sealed {
     }
 }
 
+/// A server knows numbers of IPv6 without the brackets that addresses want.
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
 fn place(text: &str) -> Result<Place> {
     let parsed = Place::parse(&rehome_part::Position(text.to_owned()));
     parsed.ok_or_else(|| Error::permanent(ErrorKind::Corrupt, format!("`{text}` is no position")))
@@ -108,7 +113,7 @@ impl Link {
     /// Does the side that is to follow in this flow do so?
     pub fn is_bound(&self, flow: Flow, replica: &Replication) -> bool {
         let address = self.end(flow.from()).as_seen_by_other();
-        replica.follows(&address.host, address.port)
+        replica.follows(bare(&address.host), address.port)
     }
 
     pub fn sealed(&self, flow: Flow) -> Result<Option<Sealed>> {
@@ -146,7 +151,7 @@ impl Link {
         // An owner that nobody follows forgets its stream after an hour, and the way back with it.
         self.set(flow.from(), &[("repl-backlog-ttl", "0")]).await?;
         let port = address.port.to_string();
-        let bound: Result<Value, _> = replica.asked(&["REPLICAOF", &address.host, &port]).await;
+        let bound: Result<Value, _> = replica.asked(&["REPLICAOF", bare(&address.host), &port]).await;
         bound.map(drop).map_err(|error| {
             replica
                 .error("make it a replica", &error)
@@ -217,9 +222,6 @@ impl Link {
         let sealed = Sealed { start: start.to_string(), frozen: frozen.to_string() };
         self.memory.forget(Matter::Late(flow))?;
         self.memory.set(Matter::Sealed(flow), &sealed)?;
-        // The seal of the switch before this one is history.
-        self.memory.forget(Matter::Sealed(flow.back()))?;
-        self.memory.forget(Matter::Late(flow.back()))?;
         if self.means == FenceMeans::None {
             // Nobody will be asked to open the new owner.
             self.open_new_owner(flow.to()).await?;
@@ -231,10 +233,27 @@ impl Link {
     /// if nothing had been, and afterwards a promoted server could only begin with a full copy.
     pub async fn open_new_owner(&self, side: Side) -> Result<()> {
         let flow = Flow::leaving(side.other());
-        if self.sealed(flow)?.is_some() && self.is_bound(flow, &self.replication(side).await?) {
+        if self.sealed(flow)?.is_none() {
+            return Ok(());
+        }
+        if self.is_bound(flow, &self.replication(side).await?) {
             self.promote(side).await?;
         }
-        Ok(())
+        // The seal of the switch before this one is history. Until now an abort would have gone back to it.
+        self.memory.forget(Matter::Sealed(flow.back()))?;
+        self.memory.forget(Matter::Late(flow.back()))
+    }
+
+    /// Takes a seal back. What `flow.to()` holds is a copy of the owner, wherever it was promoted in between.
+    pub async fn unseal(&self, flow: Flow) -> Result<()> {
+        if self.sealed(flow)?.is_none() {
+            return Ok(());
+        }
+        // First what would stand: a pause ends by itself.
+        self.thaw(flow.from()).await?;
+        self.memory.set(Matter::Copied(flow), &true)?;
+        self.memory.forget(Matter::Late(flow))?;
+        self.memory.forget(Matter::Sealed(flow))
     }
 
     /// Sets settings of a server, remembering once what they were. Values may be secrets.

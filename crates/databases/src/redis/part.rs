@@ -457,13 +457,7 @@ impl Part for RedisPart {
     }
 
     async fn unseal(&self, flow: Flow) -> Result<()> {
-        if self.link.sealed(flow)?.is_none() {
-            return Ok(());
-        }
-        // First what would stand: a pause ends by itself.
-        self.link.patiently(|| self.link.thaw(flow.from())).await?;
-        self.link.memory.forget(Matter::Late(flow))?;
-        self.link.memory.forget(Matter::Sealed(flow))
+        self.link.patiently(|| self.link.unseal(flow)).await
     }
 
     async fn sweep(&self, flow: Flow, since: &Position) -> Result<Vec<Finding>> {

@@ -161,9 +161,7 @@ mod tests {
             user: "app".into(),
             words: vec!["on".into(), "#77".into(), "~shop:*".into(), "-@write".into()],
         };
-        assert!(
-            rotated.as_before(&former).make().join(" ").contains("#77 ~shop:* +@all -@dangerous (~x*")
-        );
+        assert!(rotated.as_before(&former).make().join(" ").contains("#77 ~shop:* +@all -@dangerous (~x*"));
     }
 
     #[test]

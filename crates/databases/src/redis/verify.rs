@@ -59,8 +59,8 @@ pub(super) async fn keys_of(session: &Session) -> Result<BTreeMap<u32, u64>> {
         .into_iter()
         .map(|(number, (keys, _))| (number, keys))
         .collect();
-    let own: u64 = session.ask("look for keys of ours", &["EXISTS", super::part::MARKERS]).await?;
     if let Some(keys) = databases.get_mut(&0) {
+        let own: u64 = session.ask("look for keys of ours", &["EXISTS", super::part::MARKERS]).await?;
         *keys = keys.saturating_sub(own);
     }
     databases.retain(|_, keys| *keys > 0);

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
 
 mod assess;
+mod redis_assess;
 mod redis_contract;
+mod redis_part;
 mod redis_switch;
 mod redis_world;
 mod replicated;

@@ -28,7 +28,8 @@ async fn connection(world: &World, side: Side) -> MultiplexedConnection {
     let info = redis::RedisConnectionInfo::default().set_username(APPLICATION.0).set_password(APPLICATION.1);
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
-    let (connection, driver) = MultiplexedConnection::new_with_config(&info, stream, AsyncConnectionConfig::new()).await.unwrap();
+    let (connection, driver) =
+        MultiplexedConnection::new_with_config(&info, stream, AsyncConnectionConfig::new()).await.unwrap();
     tokio::spawn(driver);
     connection
 }
@@ -104,7 +105,12 @@ impl Following {
 }
 
 /// What the engine does, in its order. Gives how long each step took while writes were refused.
-async fn switch(part: &Arc<RedisPart>, flow: Flow, nonce: &str, following: Following) -> Vec<(&'static str, Duration)> {
+async fn switch(
+    part: &Arc<RedisPart>,
+    flow: Flow,
+    nonce: &str,
+    following: Following,
+) -> Vec<(&'static str, Duration)> {
     part.warm(flow).await.unwrap();
     let marker = Marker { epoch: Epoch::FIRST, nonce: nonce.to_owned() };
     let mut steps = Vec::new();
@@ -139,7 +145,8 @@ async fn switch(part: &Arc<RedisPart>, flow: Flow, nonce: &str, following: Follo
 
 fn counter(world: &World, side: Side, name: &str) -> u64 {
     let stats = world.own(side, &["INFO", "stats"]);
-    let found = stats.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':')?.parse().ok());
+    let found =
+        stats.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':')?.parse().ok());
     found.unwrap()
 }
 
@@ -148,7 +155,11 @@ fn list(world: &World, side: Side, number: usize) -> Vec<u64> {
     text.lines().map(|line| line.parse().unwrap()).collect()
 }
 
-async fn there_and_back(clients: usize, pace: Duration, before: Duration) -> Vec<Vec<(&'static str, Duration)>> {
+async fn there_and_back(
+    clients: usize,
+    pace: Duration,
+    before: Duration,
+) -> Vec<Vec<(&'static str, Duration)>> {
     let Some(world) = World::new(FenceMeans::Writes) else { return Vec::new() };
     let world = Arc::new(world);
     world.own(Side::Source, &["SET", "from-before", "1"]);
@@ -191,11 +202,15 @@ async fn there_and_back(clients: usize, pace: Duration, before: Duration) -> Vec
     while !following.state.borrow().applied.as_ref().is_some_and(|applied| part.covers(applied, &head)) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let compared = part.verify(Flow::Forward, Scope::Full, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+    let compared =
+        part.verify(Flow::Forward, Scope::Full, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
     assert!(compared.is_equal(), "{compared:?}");
     following.finish().await;
     // One full copy in the whole of it: each turn goes on from where the other ended.
-    assert_eq!((counter(&world, Side::Source, "sync_full"), counter(&world, Side::Target, "sync_full")), (1, 0));
+    assert_eq!(
+        (counter(&world, Side::Source, "sync_full"), counter(&world, Side::Target, "sync_full")),
+        (1, 0)
+    );
     part.retire(Side::Source).await.unwrap();
     println!("{clients} clients, {written} writes, {compared:?}");
     vec![there, back]

@@ -121,7 +121,9 @@ impl Rig for World {
             let keys = self.own(side, &["KEYS", "rehome:*"]);
             remains.extend(keys.lines().map(|key| format!("{side}: {key}")));
             for name in ["masterauth", "masteruser"] {
-                if let Some(value) = self.own(side, &["CONFIG", "GET", name]).lines().nth(1).filter(|value| !value.is_empty()) {
+                if let Some(value) =
+                    self.own(side, &["CONFIG", "GET", name]).lines().nth(1).filter(|value| !value.is_empty())
+                {
                     remains.push(format!("{side}: {name} {value}"));
                 }
             }
