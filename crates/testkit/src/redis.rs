@@ -28,6 +28,7 @@ pub struct Redis {
     process: Child,
     folder: tempfile::TempDir,
     port: u16,
+    settings: Vec<(String, String)>,
 }
 
 impl Redis {
@@ -51,27 +52,44 @@ impl Redis {
 
     fn start_on(port: u16, settings: &[(&str, &str)]) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("rehome-redis").tempdir()?;
-        let port_text = port.to_string();
-        let socket = folder.path().join("redis.sock").display().to_string();
-        let files = folder.path().display().to_string();
+        let settings: Vec<(String, String)> =
+            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let process = Self::serve(folder.path(), port, &settings)?;
+        let mut server = Self { process, folder, port, settings };
+        server.wait()?;
+        Ok(server)
+    }
+
+    fn serve(folder: &Path, port: u16, settings: &[(String, String)]) -> io::Result<Child> {
+        let port = port.to_string();
+        let socket = folder.join("redis.sock").display().to_string();
+        let files = folder.display().to_string();
         let usual = [
             ("bind", "127.0.0.1"),
-            ("port", &*port_text),
+            ("port", &*port),
             ("unixsocket", &*socket),
             ("dir", &*files),
             ("save", ""),
             ("repl-diskless-sync", "yes"),
             ("repl-diskless-sync-delay", "0"),
-            ("repl-diskless-load", "swapdb"),
         ];
         let mut command = Command::new("redis-server");
-        for (name, value) in usual.iter().chain(settings) {
+        let settings = settings.iter().map(|(name, value)| (&**name, &**value));
+        for (name, value) in usual.into_iter().chain(settings) {
             command.arg(format!("--{name}")).arg(value);
         }
-        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let mut server = Self { process, folder, port };
-        server.wait()?;
-        Ok(server)
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+    }
+
+    /// Ends it at once, as a crash does, and starts it again at the same place. What it did not save is gone.
+    ///
+    /// # Errors
+    /// It did not come up again.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        self.process = Self::serve(self.folder.path(), self.port, &self.settings)?;
+        self.wait()
     }
 
     fn wait(&mut self) -> io::Result<()> {

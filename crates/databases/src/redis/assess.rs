@@ -454,6 +454,10 @@ pub async fn fits(source: &Assessed, target: &Session) -> Result<Vec<Finding>> {
         let text = format!("it has {databases} database(s), and the source uses number {last}");
         found.block("databases", text, "Raise `databases` in its configuration and restart it.");
     }
+    if setting(target, "min-replicas-to-write").await?.parse::<u32>().unwrap_or(0) > 0 {
+        let text = "it refuses writes while it has too few replicas (min-replicas-to-write)";
+        found.warn("min-replicas", text, "See that its replicas follow it before the switch.");
+    }
     let have = modules(target).await;
     let missing: Vec<&str> =
         source.modules.iter().filter(|name| !have.contains(name)).map(String::as_str).collect();

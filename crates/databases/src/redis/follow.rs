@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 const EVERY: Duration = Duration::from_millis(50);
+/// A look that takes longer says that nothing is known.
+const SOON: Duration = Duration::from_secs(2);
 const AFTER_TROUBLE: Duration = Duration::from_millis(500);
 /// So long an owner's positions are remembered; a lag beyond is told as this long.
 const NOTED: Duration = Duration::from_secs(600);
@@ -36,9 +38,13 @@ pub(super) async fn follow(
 ) -> Result<()> {
     let mut notes = Notes::default();
     loop {
-        let looked = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            looked = look(link, flow) => looked,
+        let mut looking = Box::pin(look(link, flow));
+        let looked = loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                looked = &mut looking => break looked,
+                () = tokio::time::sleep(SOON) => drop(report.send_replace(FollowState::default())),
+            }
         };
         let pause = match looked {
             Ok(Some((owner, replica))) => {

@@ -39,6 +39,8 @@ const UNHEARD: Duration = Duration::from_secs(60);
 const TOLD: usize = 100;
 /// Keys of each database that a short comparison picks by chance.
 const SAMPLE: usize = 200;
+/// Of those, none that takes more memory.
+const SMALL: u64 = 64 << 10;
 /// Keys that a short comparison looks at, at most.
 const RECENT: usize = 5_000;
 /// Looks at two counts that differ.
@@ -140,10 +142,7 @@ impl RedisPart {
                 self.link.session_in(Side::Source, number),
                 self.link.session_in(Side::Target, number)
             )?;
-            let pick: Vec<redis::Cmd> =
-                (0..SAMPLE).map(|_| super::connect::command(&["RANDOMKEY"])).collect();
-            let picked = source.answers("pick keys", &pick).await?;
-            keys.extend(picked.into_iter().filter_map(|key| redis::from_redis_value::<Vec<u8>>(key).ok()));
+            keys.extend(picked(&source).await?);
             keys.retain(|key| !key.starts_with(super::RESERVED.as_bytes()));
             let options = Options { most_named: TOLD, ..Options::default() };
             let keys = keys.into_iter().collect();
@@ -180,6 +179,19 @@ impl RedisPart {
         }
         Ok(both)
     }
+}
+
+/// Some keys by chance; none that takes long to read, since writes wait.
+async fn picked(session: &Session) -> Result<Vec<Vec<u8>>> {
+    let pick: Vec<redis::Cmd> = (0..SAMPLE).map(|_| super::connect::command(&["RANDOMKEY"])).collect();
+    let answers = session.answers("pick keys", &pick).await?;
+    let mut keys: Vec<Vec<u8>> =
+        answers.into_iter().filter_map(|key| redis::from_redis_value::<Vec<u8>>(key).ok()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let borrowed: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let sizes = verify::value::sizes(session, &borrowed).await?;
+    Ok(keys.into_iter().zip(sizes).filter(|(_, size)| *size <= SMALL).map(|(key, _)| key).collect())
 }
 
 fn difference(id: &str, text: String) -> Finding {

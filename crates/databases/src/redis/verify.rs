@@ -20,6 +20,8 @@ pub use crate::postgres::verify::Pair;
 
 /// Keys that are asked for in one go, at most.
 const AT_ONCE: usize = 200;
+/// Bytes of values that are read in one go, unless one alone is larger.
+const BYTES_AT_ONCE: u64 = 8 << 20;
 /// Looks at keys that differ; what changes between two is under way, not wrong.
 const LOOKS: u32 = 5;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
@@ -194,12 +196,29 @@ impl Work<'_> {
         Ok((next, keys))
     }
 
-    /// Which of the keys are not alike, by type where how they are packed differs.
+    /// Which of the keys are not alike.
     async fn differing(&self, keys: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
-        self.check_stop()?;
         let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let sizes = value::sizes(self.source, &keys).await?;
+        let (mut unlike, mut rest, mut sizes) = (Vec::new(), &*keys, &*sizes);
+        while !rest.is_empty() {
+            self.check_stop()?;
+            let mut bytes = 0;
+            let fits = |size: &&u64| {
+                bytes += **size;
+                bytes <= BYTES_AT_ONCE
+            };
+            let count = sizes.iter().take_while(fits).count().max(1);
+            unlike.extend(self.unlike(&rest[..count]).await?);
+            (rest, sizes) = (&rest[count..], &sizes[count..]);
+        }
+        Ok(unlike)
+    }
+
+    /// The same for keys that fit into memory together: by type where how they are packed differs.
+    async fn unlike(&self, keys: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
         let (ours, theirs) =
-            tokio::try_join!(value::packed(self.source, &keys), value::packed(self.target, &keys))?;
+            tokio::try_join!(value::packed(self.source, keys), value::packed(self.target, keys))?;
         let bytes = ours.iter().flatten().map(|digest| digest.bytes).sum();
         self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
         let both = ours.into_iter().zip(theirs);

@@ -262,3 +262,99 @@ async fn a_password_changed_behind_the_fence_stays_changed() {
     world.source.run_as(Some(("app", "new-secret")), &["SET", "a", "1"]).unwrap();
     world.application(Side::Source, &["SET", "a", "1"]).unwrap_err();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_started_anew_is_still_fenced_and_bound_again() {
+    let Some(mut world) = World::with_files(FenceMeans::Writes) else { return };
+    world.own(Side::Source, &["SET", "a", "1"]);
+    let part = copied(&world).await;
+    world.target.restart().unwrap();
+    assert!(world.own(Side::Target, &["ROLE"]).starts_with("master"));
+    world.application(Side::Target, &["SET", "b", "1"]).unwrap_err();
+    follow_until(&part, Flow::Forward, is_close).await;
+    assert_eq!(world.own(Side::Target, &["GET", "a"]), "1");
+
+    // The same for the old owner, once it follows.
+    let part = sealed(&world).await;
+    part.unfence(Side::Target).await.unwrap();
+    follow_until(&part, Flow::Reverse, is_close).await;
+    world.source.restart().unwrap();
+    world.application(Side::Source, &["SET", "b", "1"]).unwrap_err();
+    follow_until(&part, Flow::Reverse, is_close).await;
+    assert_eq!(world.own(Side::Source, &["GET", "a"]), "1");
+    let since = rehome_part::Position("nothing:0".to_owned());
+    let found = part.sweep(Flow::Forward, &since).await.unwrap();
+    assert_eq!(found.iter().map(|finding| &*finding.id).collect::<Vec<_>>(), ["replica-restarted"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_owner_that_was_started_anew_before_it_followed_is_not_wiped_unasked() {
+    let Some(mut world) = World::with_files(FenceMeans::Writes) else { return };
+    world.own(Side::Source, &["SET", "a", "1"]);
+    let part = sealed(&world).await;
+    part.unfence(Side::Target).await.unwrap();
+    world.source.restart().unwrap();
+    world.own(Side::Source, &["SET", "late", "1"]);
+    let (report, _) = watch::channel(FollowState::default());
+    let error = part.follow(Flow::Reverse, report, CancellationToken::new()).await.unwrap_err();
+    assert_eq!((error.kind, error.side), (ErrorKind::Changed, Some(Side::Source)), "{error}");
+    assert_eq!(world.own(Side::Source, &["GET", "late"]), "1");
+    let since = rehome_part::Position("nothing:0".to_owned());
+    assert_eq!(part.sweep(Flow::Forward, &since).await.unwrap()[0].id, "late-writes-unknown");
+    // A person looked, and binds it by hand.
+    world.own(Side::Source, &["CONFIG", "SET", "masteruser", OWN.0]);
+    world.own(Side::Source, &["CONFIG", "SET", "masterauth", OWN.1]);
+    world.own(Side::Source, &["REPLICAOF", "127.0.0.1", &world.target.port().to_string()]);
+    follow_until(&part, Flow::Reverse, is_close).await;
+    assert_eq!(world.own(Side::Source, &["GET", "a"]), "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_goes_over_tls_where_the_address_says_so() {
+    if !rehome_testkit::redis::is_here_or_skip() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let (chain, key) = (folder.path().join("chain.pem"), folder.path().join("key.pem"));
+    std::fs::write(&chain, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (chain, key) = (chain.display().to_string(), key.display().to_string());
+    let secured = || {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port().to_string();
+        drop(free);
+        let settings = [
+            ("tls-port", &*port),
+            ("tls-cert-file", &*chain),
+            ("tls-key-file", &*key),
+            ("tls-ca-cert-file", &*chain),
+            ("tls-auth-clients", "no"),
+        ];
+        let server = server(&settings).unwrap();
+        let text = format!("rediss://{}@127.0.0.1:{port}/0?sslrootcert={chain}", OWN.0);
+        let address = rehome_databases::Address::parse(&text).unwrap();
+        (End { address, ..end(&server) }, server)
+    };
+    let ((source_end, source), (target_end, target)) = (secured(), secured());
+    let (state, ends) = (tempfile::tempdir().unwrap(), Ends { source: source_end, target: target_end });
+    let part = || RedisPart::new("cache", ends.clone(), FenceMeans::Writes, state.path()).unwrap();
+    let world = World { source, target, state: tempfile::tempdir().unwrap(), means: FenceMeans::Writes };
+    world.own(Side::Source, &["SET", "a", "1"]);
+    part().prepare().await.unwrap();
+    part().copy(Flow::Forward, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+    assert_eq!(world.own(Side::Target, &["GET", "a"]), "1");
+    assert!(world.own(Side::Target, &["CONFIG", "GET", "tls-replication"]).ends_with("yes"));
+    let since = part().head(Flow::Forward).await.unwrap();
+    world.own(Side::Source, &["SET", "b", "1"]);
+    follow_until(&part(), Flow::Forward, |state| {
+        is_close(state) && world.own(Side::Target, &["EXISTS", "b"]) == "1"
+    })
+    .await;
+    let result =
+        part().verify(Flow::Forward, Scope::Since(since), Arc::new(Nobody), CancellationToken::new()).await;
+    let result = result.unwrap();
+    assert!(result.is_equal() && result.compared == 2, "{result:?}");
+    part().unprepare().await.unwrap();
+    assert!(world.own(Side::Target, &["CONFIG", "GET", "tls-replication"]).ends_with("no"));
+}

@@ -50,6 +50,20 @@ impl World {
         Some(Self { source, target, state: tempfile::tempdir().unwrap(), means })
     }
 
+    /// Servers that keep their users in a file.
+    pub fn with_files(means: FenceMeans) -> Option<Self> {
+        let state = tempfile::tempdir().unwrap();
+        let server = |name: &str| {
+            let users = state.path().join(format!("{name}.acl"));
+            std::fs::write(&users, "").unwrap();
+            let server = server(&[("aclfile", &users.display().to_string())])?;
+            server.run(&["ACL", "SAVE"]).unwrap();
+            Some(server)
+        };
+        let (source, target) = (server("source")?, server("target")?);
+        Some(Self { source, target, state, means })
+    }
+
     pub fn of(&self, side: Side) -> &Redis {
         if side == Side::Source { &self.source } else { &self.target }
     }

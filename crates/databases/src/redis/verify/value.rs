@@ -48,6 +48,13 @@ fn of(words: &[&[u8]]) -> Cmd {
     command
 }
 
+/// How much memory each key takes about; nothing where there is none.
+pub(in crate::redis) async fn sizes(session: &Session, keys: &[&[u8]]) -> Result<Vec<u64>> {
+    let questions: Vec<Cmd> = keys.iter().map(|key| of(&[b"MEMORY", b"USAGE", key])).collect();
+    let answers = session.answers("read how large keys are", &questions).await?;
+    Ok(answers.into_iter().map(|size| redis::from_redis_value(size).unwrap_or(0)).collect())
+}
+
 /// The values as the server packs them.
 pub(in crate::redis) async fn packed(session: &Session, keys: &[&[u8]]) -> Result<Vec<Option<Digest>>> {
     let mut questions = vec![of(&[b"TIME"])];
