@@ -358,3 +358,53 @@ async fn everything_goes_over_tls_where_the_address_says_so() {
     part().unprepare().await.unwrap();
     assert!(world.own(Side::Target, &["CONFIG", "GET", "tls-replication"]).ends_with("no"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seal_waits_for_the_last_bytes() {
+    let Some(world) = World::new(FenceMeans::Writes) else { return };
+    world.own(Side::Source, &["SET", "a", "1"]);
+    let part = copied(&world).await;
+    follow_until(&part, Flow::Forward, is_close).await;
+    // The target hears and does nothing for a while.
+    world.own(Side::Target, &["CLIENT", "PAUSE", "600", "WRITE"]);
+    world.own(Side::Source, &["SET", "a", "2"]);
+    let began = Instant::now();
+    let sealed = part.seal(Flow::Forward).await.unwrap();
+    assert!(began.elapsed() > Duration::from_millis(300), "{:?}", began.elapsed());
+    assert!(part.covers(&sealed.reverse_start, &part.head(Flow::Forward).await.unwrap()));
+    assert_eq!(world.own(Side::Target, &["GET", "a"]), "2");
+}
+
+#[derive(Debug, Default)]
+struct Seen(std::sync::Mutex<Vec<(u64, Option<u64>)>>);
+
+impl Progress for Seen {
+    fn update(&self, keys: u64, _: u64, of: Option<u64>, _: Option<u64>) {
+        self.0.lock().unwrap().push((keys, of));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_many_keys_says_how_far_it_is_and_can_be_interrupted() {
+    let Some(world) = World::new(FenceMeans::Writes) else { return };
+    let fill = "for n = 1, 300000 do redis.call('SET', 'key:' .. n, string.rep('x', 100)) end";
+    world.own(Side::Source, &["EVAL", fill, "0"]);
+    let part = world.part();
+    part.prepare().await.unwrap();
+    let stop = CancellationToken::new();
+    let soon = async {
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        stop.cancel();
+    };
+    let (stopped, ()) = tokio::join!(part.copy(Flow::Forward, Arc::new(Nobody), stop.clone()), soon);
+    assert_eq!(stopped.unwrap_err().kind, ErrorKind::Cancelled);
+    let seen = Arc::new(Seen::default());
+    let done = world.part().copy(Flow::Forward, seen.clone(), CancellationToken::new()).await.unwrap();
+    assert_eq!(done.objects + done.kept, 300_000);
+    let seen = seen.0.lock().unwrap().clone();
+    assert!(seen.iter().any(|(keys, of)| *keys > 0 && *keys < 300_000 && *of == Some(300_000)), "{seen:?}");
+    assert_eq!(full_copies(&world, Side::Source), "1");
+    let verified =
+        part.verify(Flow::Forward, Scope::Full, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+    assert!(verified.is_equal() && verified.compared >= 300_000, "{verified:?}");
+}

@@ -139,7 +139,7 @@ fn questions_of(kind: &str, key: &[u8]) -> Vec<Cmd> {
 }
 
 fn digest(session: &Session, kind: &str, parts: Vec<Value>, ends: Option<i64>) -> Result<Option<Digest>> {
-    if parts.is_empty() || parts.iter().any(|part| *part == Value::Nil) {
+    if parts.is_empty() || parts.contains(&Value::Nil) {
         return Ok(None);
     }
     refused(session, &parts).or_else(gone_meanwhile)?;
