@@ -213,19 +213,19 @@ async fn judge_users(session: &Session, found: &mut Findings) -> Result<Vec<Stri
     }
     let is_open = |rules: &&super::rules::Rules| rules.is_on() && rules.needs_no_password();
     let open: Vec<&str> =
-        users.iter().filter(is_open).map(|rules| &*rules.user).filter(|user| *user != me).collect();
+        users.all.iter().filter(is_open).map(|rules| &*rules.user).filter(|user| *user != me).collect();
     if !open.is_empty() {
         let text = format!("{} may come in without a password", open.join(", "));
         let remedy = "Nothing for the move: the fence takes their writes like all others'. Think of a password all the same.";
         found.add(Severity::Info, "no-password", text, remedy);
     }
-    if setting(session, "aclfile").await?.is_empty() {
+    if !users.is_in_file {
         let text =
             "there is no aclfile: a restart behind the fence brings users back as the configuration has them";
         let remedy = "Do not restart it during the switch, or keep users in an aclfile.";
         found.warn("fence-not-durable", text, remedy);
     }
-    Ok(users.into_iter().map(|rules| rules.user).filter(|user| *user != me).collect())
+    Ok(users.all.into_iter().map(|rules| rules.user).filter(|user| *user != me).collect())
 }
 
 /// Names of modules with their versions.

@@ -2,13 +2,14 @@
 //! A server runs one command at a time, so when the change is done nothing is under way: scripts have ended, transactions ask again
 //! when they are executed, and a client that waits for an element waits for a write that nobody can make.
 
-use super::connect::{Session, connect};
-use super::link::{Link, setting};
+use super::connect::{Session, command, connect};
+use super::info::Replication;
+use super::link::{Link, PROMOTION};
 use super::memory::Matter;
 use super::rules::{AROUND, Rules};
-use crate::end::{End, FenceMeans, Login};
+use crate::end::FenceMeans;
 use redis::{Pipeline, Value};
-use rehome_part::{Error, ErrorKind, Fence, Result, Side};
+use rehome_part::{Error, ErrorKind, Fence, Flow, Result, Side};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -16,28 +17,34 @@ use std::time::{Duration, Instant};
 const GONE: Duration = Duration::from_secs(5);
 type Former = BTreeMap<String, Rules>;
 
-/// All users of a server.
-pub(super) async fn users(session: &Session) -> Result<Vec<Rules>> {
-    let lines: Vec<String> = session
-        .ask("read the users", &["ACL", "LIST"])
-        .await
-        .map_err(|error| error.hint("users came with Redis 6.0, and our user must be allowed ACL"))?;
-    Ok(lines.iter().filter_map(|line| Rules::parse(line)).collect())
+/// All users of a server, and whether it keeps them in a file.
+#[derive(Debug)]
+pub(super) struct Users {
+    pub all: Vec<Rules>,
+    pub is_in_file: bool,
 }
 
-/// Changes users, and their file where they are kept in one: a restart does not bring the old ones back.
-async fn write_users(session: &Session, changes: &[Vec<&str>]) -> Result<()> {
+pub(super) async fn users(session: &Session) -> Result<Users> {
+    let mut both = Pipeline::new();
+    both.cmd("ACL").arg("LIST").cmd("CONFIG").arg("GET").arg("aclfile");
+    let read: Result<(Vec<String>, Vec<String>)> = session.ask_all("read the users", &both).await;
+    let (lines, file) = read.map_err(|error| {
+        error.hint("users came with Redis 6.0, and our user must be allowed ACL and CONFIG")
+    })?;
+    let all = lines.iter().filter_map(|line| Rules::parse(line)).collect();
+    Ok(Users { all, is_in_file: file.get(1).is_some_and(|path| !path.is_empty()) })
+}
+
+/// Runs commands that change users in one go. Where users are kept in a file, a restart does not bring the old ones back.
+async fn change_users(session: &Session, changes: Vec<Vec<&str>>, is_in_file: bool) -> Result<()> {
     let mut all = Pipeline::new();
     for words in changes {
-        all.add_command(super::connect::command(words));
+        all.add_command(command(&words));
     }
-    if !all.is_empty() {
-        session.ask_all::<()>("change users", &all).await?;
+    if is_in_file {
+        all.add_command(command(&["ACL", "SAVE"]));
     }
-    if !setting(session, "aclfile").await?.is_empty() {
-        session.ask::<Value>("save the users", &["ACL", "SAVE"]).await?;
-    }
-    Ok(())
+    if all.is_empty() { Ok(()) } else { session.ask_all("change users", &all).await }
 }
 
 async fn known_commands(session: &Session) -> Result<Vec<bool>> {
@@ -70,7 +77,7 @@ pub(super) async fn close(link: &Link, side: Side) -> Result<()> {
     };
     let mut former: Former = link.memory.get(Matter::Fence(side))?.unwrap_or_default();
     let known = former.len();
-    let others: Vec<Rules> = users.into_iter().filter(|rules| rules.user != *own).collect();
+    let others: Vec<Rules> = users.all.into_iter().filter(|rules| rules.user != *own).collect();
     for rules in &others {
         former.entry(rules.user.clone()).or_insert_with(|| rules.clone());
     }
@@ -86,8 +93,8 @@ pub(super) async fn close(link: &Link, side: Side) -> Result<()> {
             _ => rules.as_before(&former[&rules.user]).without_writes(is_known),
         })
         .collect();
-    let changes: Vec<_> = fenced.iter().zip(&others).map(|(fenced, now)| fenced.change(now)).collect();
-    write_users(&session, &changes).await?;
+    let changes = fenced.iter().zip(&others).map(|(fenced, now)| fenced.change(now)).collect();
+    change_users(&session, changes, users.is_in_file).await?;
     if link.means == FenceMeans::Logins {
         let names: Vec<&str> = others.iter().map(|rules| &*rules.user).collect();
         return end_clients(&session, &names).await;
@@ -130,17 +137,31 @@ fn id_of(line: &str) -> Option<String> {
     field(line, "id").map(str::to_owned)
 }
 
-/// Opens a side again; a new owner stops following first.
+/// Opens a side again. A new owner stops following first, in the same breath.
 pub(super) async fn open(link: &Link, side: Side) -> Result<()> {
-    link.open_new_owner(side).await?;
-    let Some(former) = link.memory.get::<Former>(Matter::Fence(side))? else { return Ok(()) };
+    let flow = Flow::leaving(side.other());
+    let is_new_owner = link.sealed(flow)?.is_some();
+    let former: Option<Former> = link.memory.get(Matter::Fence(side))?;
+    if !is_new_owner && former.is_none() {
+        return Ok(());
+    }
     let session = link.session(side).await?;
-    let now = users(&session).await?;
-    let opened = |now: &Rules| Some((now.as_before(former.get(&now.user)?), now.clone()));
-    let opened: Vec<(Rules, Rules)> = now.iter().filter_map(opened).collect();
-    let changes: Vec<_> = opened.iter().map(|(opened, now)| opened.change(now)).collect();
-    write_users(&session, &changes).await?;
-    link.memory.forget(Matter::Fence(side))
+    let (replica, users) = tokio::try_join!(Replication::read(&session), users(&session))?;
+    let opened: Vec<(Rules, &Rules)> = match &former {
+        Some(former) => {
+            let opened = |now| Some((Rules::as_before(now, former.get(&now.user)?), now));
+            users.all.iter().filter_map(opened).collect()
+        }
+        None => Vec::new(),
+    };
+    let mut changes = Vec::new();
+    if is_new_owner && link.is_bound(flow, &replica) {
+        changes.push(PROMOTION.to_vec());
+    }
+    changes.extend(opened.iter().map(|(opened, now)| opened.change(now)));
+    change_users(&session, changes, users.is_in_file && former.is_some()).await?;
+    link.memory.forget(Matter::Fence(side))?;
+    if is_new_owner { link.end_history(flow) } else { Ok(()) }
 }
 
 /// Is the side fenced by us, as far as we know?
@@ -156,13 +177,20 @@ pub(super) async fn probe(link: &Link, side: Side) -> Result<Fence> {
     let end = link.end(side);
     if end.applications.is_empty() {
         let session = link.session(side).await?;
-        let is_closed = is_set(link, side)? || super::info::Replication::read(&session).await?.is_replica();
+        let is_closed = is_set(link, side)? || Replication::read(&session).await?.is_replica();
         return Ok(if is_closed { Fence::Closed } else { Fence::Open });
     }
-    let users = users(&link.session(side).await?).await?;
-    let tries = end.applications.iter().map(|login| {
+    let session = link.session(side).await?;
+    let connecting = end.applications.iter().map(|login| {
+        let address = end.address_of(login);
+        // Each a connection of its own, as an application that comes now would make it.
+        Box::pin(async move { connect(&address, login.password.as_deref(), side).await })
+    });
+    let (users, connected) = tokio::join!(users(&session), futures::future::join_all(connecting));
+    let users = users?.all;
+    let tries = end.applications.iter().zip(connected).map(|(login, connected)| {
         let rules = users.iter().find(|rules| rules.user == login.user);
-        Box::pin(one_probe(link, end, login, rules, side))
+        Box::pin(one_probe(link, connected, rules, side))
     });
     let found = futures::future::try_join_all(tries).await?;
     let is = |wanted: Fence| found.contains(&wanted);
@@ -178,15 +206,12 @@ pub(super) async fn probe(link: &Link, side: Side) -> Result<Fence> {
 /// The write is of a key that no application has, and only if it were there: it changes nothing.
 async fn one_probe(
     link: &Link,
-    end: &End,
-    login: &Login,
+    connected: Result<Session>,
     rules: Option<&Rules>,
     side: Side,
 ) -> Result<Fence> {
-    let unproven = || Ok(if is_set(link, side)? { Fence::Closed } else { Fence::Open });
     let Some(rules) = rules else { return Ok(Fence::ProvedClosed) };
-    let password = login.password.as_deref();
-    let session = match Box::pin(connect(&end.address_of(login), password, side)).await {
+    let session = match connected {
         Ok(session) => session,
         // Whoever is let in has only a wrong password here, which proves nothing.
         Err(error) if error.kind == ErrorKind::Credentials && !rules.is_on() => {
@@ -197,13 +222,13 @@ async fn one_probe(
     let key = rules.probe_key().unwrap_or_else(|| "rehome:probe".to_owned());
     let tried: std::result::Result<Value, _> = session.asked(&["SET", &key, "", "XX"]).await;
     let Err(error) = tried else { return Ok(Fence::Open) };
-    let text = error.to_string();
+    let is_set = is_set(link, side)?;
     match error.code() {
         Some("READONLY") => Ok(Fence::ProvedClosed),
         Some("NOAUTH") if !rules.is_on() => Ok(Fence::ProvedClosed),
         // A key that it may not touch says nothing of its other keys.
-        Some("NOPERM") if text.contains("to run the") && is_set(link, side)? => Ok(Fence::ProvedClosed),
-        Some("NOPERM") => unproven(),
+        Some("NOPERM") if is_set && error.to_string().contains("to run the") => Ok(Fence::ProvedClosed),
+        Some("NOPERM") => Ok(if is_set { Fence::Closed } else { Fence::Open }),
         _ => Err(session.error("try a write as the application", &error)),
     }
 }
@@ -216,8 +241,11 @@ pub(super) async fn make_users(link: &Link) -> Result<()> {
     // Behind a fence of the source they would come as they are for the moment.
     let former: Former = link.memory.get(Matter::Fence(Side::Source))?.unwrap_or_default();
     let missing: Vec<Rules> = ours
+        .all
         .into_iter()
-        .filter(|rules| !own.contains(&&rules.user) && !theirs.iter().any(|other| other.user == rules.user))
+        .filter(|rules| {
+            !own.contains(&&rules.user) && !theirs.all.iter().any(|other| other.user == rules.user)
+        })
         .map(|rules| former.get(&rules.user).map_or(rules.clone(), |former| rules.as_before(former)))
         .collect();
     if missing.is_empty() {
@@ -226,16 +254,15 @@ pub(super) async fn make_users(link: &Link) -> Result<()> {
     let mut made: Vec<String> = link.memory.get(Matter::Users)?.unwrap_or_default();
     made.extend(missing.iter().map(|rules| rules.user.clone()));
     link.memory.set(Matter::Users, &made)?;
-    write_users(&target, &missing.iter().map(Rules::make).collect::<Vec<_>>()).await
+    change_users(&target, missing.iter().map(Rules::make).collect(), theirs.is_in_file).await
 }
 
 /// Removes the users that [`make_users`] made.
 pub(super) async fn remove_users(link: &Link) -> Result<()> {
     let Some(made) = link.memory.get::<Vec<String>>(Matter::Users)? else { return Ok(()) };
     let session = link.session(Side::Target).await?;
-    for user in &made {
-        session.ask::<Value>("remove a user", &["ACL", "DELUSER", user]).await?;
-    }
-    write_users(&session, &[]).await?;
+    let is_in_file = users(&session).await?.is_in_file;
+    let changes = made.iter().map(|user| vec!["ACL", "DELUSER", user]).collect();
+    change_users(&session, changes, is_in_file).await?;
     link.memory.forget(Matter::Users)
 }

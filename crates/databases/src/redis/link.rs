@@ -2,7 +2,7 @@
 //! Knows nothing of users.
 
 use super::connect::{Session, command, connect};
-use super::info::Replication;
+use super::info::{Info, Replication};
 use super::memory::{Matter, Memory};
 use super::place::Place;
 use super::verify::keys_of;
@@ -22,6 +22,8 @@ const FREEZE: Duration = Duration::from_secs(30);
 const LAST_BYTES: Duration = Duration::from_secs(5);
 /// Between two looks while writes wait.
 pub(super) const LOOK: Duration = Duration::from_millis(2);
+/// What makes a replica an owner.
+pub(super) const PROMOTION: &[&str] = &["REPLICAOF", "NO", "ONE"];
 /// Calls that are made again when a connection breaks, so far apart.
 const PAUSES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(500)];
@@ -61,7 +63,8 @@ pub(super) struct Link {
     pub ends: Ends,
     pub means: FenceMeans,
     pub memory: Memory,
-    sessions: Mutex<HashMap<Side, Session>>,
+    /// By side and number of the database.
+    sessions: Mutex<HashMap<(Side, u32), Session>>,
 }
 
 impl Link {
@@ -73,19 +76,26 @@ impl Link {
         self.ends.of(side)
     }
 
-    /// The session of a side in database 0, opened where there is none or it broke.
+    /// The session of a side in database 0.
     pub async fn session(&self, side: Side) -> Result<Session> {
-        let known = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&side).cloned();
+        self.session_in(side, 0).await
+    }
+
+    /// The session of a side in a database, opened where there is none or it broke.
+    pub async fn session_in(&self, side: Side, database: u32) -> Result<Session> {
+        let known =
+            self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&(side, database)).cloned();
         if let Some(session) = known.filter(|session| !session.is_lost()) {
             return Ok(session);
         }
-        let session = self.session_in(side, 0).await?;
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(side, session.clone());
+        let session = self.own_session_in(side, database).await?;
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.insert((side, database), session.clone());
         Ok(session)
     }
 
-    /// A session of its own in this database.
-    pub async fn session_in(&self, side: Side, database: u32) -> Result<Session> {
+    /// A session in a database that nobody shares.
+    pub async fn own_session_in(&self, side: Side, database: u32) -> Result<Session> {
         let end = self.end(side);
         let mut address = end.address.clone();
         address.database = database.to_string();
@@ -162,7 +172,7 @@ impl Link {
     /// Ends following; what was copied stays, and the stream goes on under a new name.
     pub async fn promote(&self, side: Side) -> Result<()> {
         let session = self.session(side).await?;
-        session.ask::<Value>("end following", &["REPLICAOF", "NO", "ONE"]).await.map(drop)
+        session.ask::<Value>("end following", PROMOTION).await.map(drop)
     }
 
     /// Stops every writer of a side for a while, ours as well, and what expires: its position does not move. Before 6.2 there is no
@@ -170,15 +180,16 @@ impl Link {
     pub async fn freeze(&self, side: Side) -> Result<Replication> {
         let session = self.session(side).await?;
         let millis = FREEZE.as_millis().to_string();
-        let frozen: Result<Value, _> = session.asked(&["CLIENT", "PAUSE", &millis, "WRITE"]).await;
-        if let Err(error) = frozen {
-            let error = session.error("pause writes", &error);
-            if error.kind == ErrorKind::Network {
-                return Err(error);
-            }
-            tracing::info!(%side, %error, "the old owner is not held still; a full copy may be needed for the way back");
+        let both = [command(&["CLIENT", "PAUSE", &millis, "WRITE"]), command(&["INFO", "replication"])];
+        let mut answers = session.answers("pause writes", &both).await?.into_iter();
+        if let Some(Value::ServerError(error)) = answers.next() {
+            let error = redis::RedisError::from(error);
+            tracing::info!(%side, %error, "the old owner is not held still; the way back may need a full copy");
         }
-        Replication::read(&session).await
+        let info: std::result::Result<String, _> =
+            redis::from_redis_value(answers.next().unwrap_or(Value::Nil));
+        let info = info.map_err(|error| session.error("pause writes", &error.into()))?;
+        Ok(Replication(Info::parse(&info)))
     }
 
     pub async fn thaw(&self, side: Side) -> Result<()> {
@@ -210,8 +221,15 @@ impl Link {
         if let Some(sealed) = self.sealed(flow)? {
             return Ok(sealed);
         }
-        let frozen = self.freeze(flow.from()).await?.place();
-        let start = match self.wait_for(flow.to(), &frozen, LAST_BYTES).await {
+        // Both are asked at once: most of the time the last bytes are there long since.
+        let (frozen, there) = tokio::try_join!(self.freeze(flow.from()), self.replication(flow.to()))?;
+        let (frozen, there) = (frozen.place(), there.place());
+        let start = if there.covers(&frozen) {
+            Ok(there)
+        } else {
+            self.wait_for(flow.to(), &frozen, LAST_BYTES).await
+        };
+        let start = match start {
             Ok(start) => start,
             Err(error) => {
                 // The first error is the one to tell; a pause ends by itself.
@@ -239,7 +257,11 @@ impl Link {
         if self.is_bound(flow, &self.replication(side).await?) {
             self.promote(side).await?;
         }
-        // The seal of the switch before this one is history. Until now an abort would have gone back to it.
+        self.end_history(flow)
+    }
+
+    /// The seal of the switch before this one is history. Until the new owner opens an abort would go back to it.
+    pub fn end_history(&self, flow: Flow) -> Result<()> {
         self.memory.forget(Matter::Sealed(flow.back()))?;
         self.memory.forget(Matter::Late(flow.back()))
     }

@@ -129,11 +129,12 @@ impl RedisPart {
         since: &Position,
         stop: &CancellationToken,
     ) -> Result<Verification> {
-        let mut keys = self.recent(flow, since).await?.unwrap_or_default();
         let (source, target) =
             tokio::try_join!(self.link.session(Side::Source), self.link.session(Side::Target))?;
         let mut result = Verification::default();
-        let counted = self.compare_counts(&source, &target, stop).await?;
+        let (recent, counted) =
+            tokio::try_join!(self.recent(flow, since), self.compare_counts(&source, &target, stop))?;
+        let mut keys = recent.unwrap_or_default();
         for number in counted.keys() {
             keys.entry(*number).or_default();
         }
@@ -360,11 +361,13 @@ impl Part for RedisPart {
     }
 
     async fn warm(&self, flow: Flow) -> Result<()> {
-        let looks = |side| async move {
-            self.link.replication(side).await?;
-            self.link.foreign_keys(side).await
+        let open = |side| async move {
+            let session = self.link.session(side).await?;
+            let databases = verify::keys_of(&session).await?;
+            let sessions = databases.keys().map(|number| self.link.session_in(side, *number));
+            futures::future::try_join_all(sessions).await
         };
-        tokio::try_join!(looks(flow.from()), looks(flow.to())).map(drop)
+        tokio::try_join!(open(flow.from()), open(flow.to())).map(drop)
     }
 
     async fn head(&self, flow: Flow) -> Result<Position> {

@@ -161,7 +161,8 @@ async fn databases(link: &Link) -> Result<Vec<u32>> {
 async fn bring(link: &Link, flow: Flow, database: u32, keys: &BTreeSet<Vec<u8>>) -> Result<Vec<Finding>> {
     let (old, new) = (flow.from(), flow.to());
     let from = link.session_in(old, database).await?;
-    let mut to = link.session_in(new, database).await?;
+    // Watched keys are a matter of the connection.
+    let mut to = link.own_session_in(new, database).await?;
     let start = link.sealed(flow)?.map(|sealed| sealed.start()).transpose()?;
     for _ in 0..TRIES {
         let all: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();

@@ -48,13 +48,18 @@ pub(super) async fn read(
         return Ok(true);
     }
     let mut wire = Wire { stream: open(&end.address, side).await?, buffer: Vec::new(), read: 0, side };
-    if let Some(password) = &end.password {
-        wire.say(&["AUTH", &end.address.user, password], "+OK").await?;
-    } else if end.address.user != "default" {
-        wire.say(&["AUTH", &end.address.user, "-"], "+OK").await?;
+    let (user, next) = (&*end.address.user, (from.offset + 1).to_string());
+    let mut words = vec![vec!["REPLCONF", "capa", "psync2"]];
+    if end.password.is_some() || user != "default" {
+        words.insert(0, vec!["AUTH", user, end.password.as_deref().unwrap_or("-")]);
     }
-    wire.say(&["REPLCONF", "capa", "psync2"], "+OK").await?;
-    wire.say(&["PSYNC", &from.stream, &(from.offset + 1).to_string()], "+CONTINUE").await?;
+    wire.say(&words).await?;
+    for words in &words {
+        wire.hear(words[0], "+OK").await?;
+    }
+    // Alone: a server refuses it while it still has something else to say.
+    wire.say(&[vec!["PSYNC", &from.stream, &next]]).await?;
+    wire.hear("PSYNC", "+CONTINUE").await?;
     let (mut gone, mut database) = (0, None);
     while gone < length {
         let (words, bytes) = wire.next().await?;
@@ -81,10 +86,14 @@ impl Wire {
         Error::temporary(kind, format!("read the stream of writes: {why}")).on(self.side)
     }
 
-    async fn say(&mut self, words: &[&str], wanted: &str) -> Result<(), Error> {
-        let packed = command(words).get_packed_command();
+    /// All of it in one go: the answers come from far away.
+    async fn say(&mut self, all: &[Vec<&str>]) -> Result<(), Error> {
+        let packed: Vec<u8> = all.iter().flat_map(|words| command(words).get_packed_command()).collect();
         let sent = self.stream.write_all(&packed).await;
-        sent.map_err(|error| self.error(ErrorKind::Network, &error.to_string()))?;
+        sent.map_err(|error| self.error(ErrorKind::Network, &error.to_string()))
+    }
+
+    async fn hear(&mut self, name: &str, wanted: &str) -> Result<(), Error> {
         let mut answer = String::new();
         // A server that prepares something keeps the connection alive with empty lines.
         while answer.is_empty() {
@@ -93,7 +102,7 @@ impl Wire {
         if answer.starts_with(wanted) {
             return Ok(());
         }
-        let text = format!("read the stream of writes: {} was answered by {answer}", words[0]);
+        let text = format!("read the stream of writes: {name} was answered by {answer}");
         Err(Error::permanent(ErrorKind::Credentials, text)
             .on(self.side)
             .hint("allow our user PSYNC and REPLCONF: ACL SETUSER rehome +psync +replconf"))

@@ -1,12 +1,15 @@
 //! A whole switch and the way back while clients write: what was acknowledged is on the new owner, once and in order.
 //! With `REHOME_LONG=1` under load and several times, and the time that writes waited is printed.
 
-use crate::redis_world::{APPLICATION, World};
+#![allow(clippy::print_stdout, reason = "what was measured is told")]
+
+use crate::redis_world::{APPLICATION, World, end};
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
-use rehome_databases::FenceMeans;
 use rehome_databases::redis::RedisPart;
+use rehome_databases::{Address, End, Ends, FenceMeans};
 use rehome_part::{Epoch, Fence, Flow, FollowState, Marker, Part, Progress, Scope, Side};
+use rehome_testkit::delay;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -155,10 +158,26 @@ fn list(world: &World, side: Side, number: usize) -> Vec<u64> {
     text.lines().map(|line| line.parse().unwrap()).collect()
 }
 
+/// The source is here, the target so far away; the two are as far from each other.
+async fn far_apart(world: &World, round_trip: Duration) -> (RedisPart, Vec<delay::Delay>) {
+    let far = async |side| {
+        let to = std::net::SocketAddr::from(([127, 0, 0, 1], world.of(side).port()));
+        delay::start(to, round_trip).await.unwrap()
+    };
+    let (source, target) = (far(Side::Source).await, far(Side::Target).await);
+    let at = |end: &End, delay: &delay::Delay| Address { port: delay.address.port(), ..end.address.clone() };
+    let (mut here, mut there) = (end(&world.source), end(&world.target));
+    here.from_other = Some(at(&here, &source));
+    there.address = at(&there, &target);
+    let ends = Ends { source: here, target: there };
+    (RedisPart::new("cache", ends, FenceMeans::Writes, world.state.path()).unwrap(), vec![source, target])
+}
+
 async fn there_and_back(
     clients: usize,
     pace: Duration,
     before: Duration,
+    round_trip: Duration,
 ) -> Vec<Vec<(&'static str, Duration)>> {
     let Some(world) = World::new(FenceMeans::Writes) else { return Vec::new() };
     let world = Arc::new(world);
@@ -168,7 +187,11 @@ async fn there_and_back(
     let tasks: Vec<_> = (0..clients)
         .map(|number| tokio::spawn(client(world.clone(), number, owner.clone(), pace, stop.clone())))
         .collect();
-    let part = Arc::new(world.part());
+    let (part, _distance) = match round_trip.is_zero() {
+        true => (world.part(), Vec::new()),
+        false => far_apart(&world, round_trip).await,
+    };
+    let part = Arc::new(part);
     part.prepare().await.unwrap();
     part.fence(Side::Target).await.unwrap();
     part.copy(Flow::Forward, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
@@ -218,7 +241,7 @@ async fn there_and_back(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn there_and_back_under_writes_nothing_is_lost_or_doubled_and_nothing_is_copied_twice() {
-    there_and_back(8, Duration::from_millis(5), Duration::from_millis(500)).await;
+    there_and_back(8, Duration::from_millis(5), Duration::from_millis(500), Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,10 +249,13 @@ async fn how_long_writes_wait() {
     if std::env::var_os("REHOME_LONG").is_none() {
         return;
     }
-    for round in 0..5 {
-        for steps in there_and_back(16, Duration::from_micros(2_500), Duration::from_secs(3)).await {
+    for millis in [0, 0, 0, 0, 0, 20, 80] {
+        let round_trip = Duration::from_millis(millis);
+        for steps in
+            there_and_back(16, Duration::from_micros(2_500), Duration::from_secs(3), round_trip).await
+        {
             let sum: Duration = steps.iter().map(|(_, took)| *took).sum();
-            println!("round {round}: {sum:?} {steps:?}");
+            println!("round trip {millis} ms: {sum:?} {steps:?}");
         }
     }
 }
