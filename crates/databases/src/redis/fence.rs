@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 
 /// The longest that clients who are ended may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
+/// A key that no application has.
+const ANY_KEY: &str = "rehome:probe";
+
 type Former = BTreeMap<String, Rules>;
 
 /// All users of a server, and whether it keeps them in a file.
@@ -169,11 +172,32 @@ pub(super) fn is_set(link: &Link, side: Side) -> Result<bool> {
     Ok(link.memory.get::<Former>(Matter::Fence(side))?.is_some())
 }
 
-/// Tries to write as the application does, on connections of its own.
+/// Tries to write as the application does.
 pub(super) async fn probe(link: &Link, side: Side) -> Result<Fence> {
     if link.means == FenceMeans::None {
         return Ok(Fence::None);
     }
+    // A write that is taken on an old connection proves that the side is open; that it is closed, only a new one proves.
+    let mut proving = Box::pin(prove(link, side));
+    tokio::select! {
+        biased;
+        proved = &mut proving => return proved,
+        is_open = takes_writes(link, side) => if is_open { return Ok(Fence::Open) },
+    }
+    proving.await
+}
+
+/// Does every session that was opened before take a write?
+async fn takes_writes(link: &Link, side: Side) -> bool {
+    let Some(sessions) = link.opened_applications(side) else { return false };
+    let tried = sessions
+        .iter()
+        .map(|session| async move { session.asked::<Value>(&["SET", ANY_KEY, "", "XX"]).await.is_ok() });
+    !sessions.is_empty() && futures::future::join_all(tried).await.into_iter().all(|taken| taken)
+}
+
+/// On connections of its own.
+async fn prove(link: &Link, side: Side) -> Result<Fence> {
     let end = link.end(side);
     if end.applications.is_empty() {
         let session = link.session(side).await?;
@@ -219,7 +243,7 @@ async fn one_probe(
         }
         Err(error) => return Err(error),
     };
-    let key = rules.probe_key().unwrap_or_else(|| "rehome:probe".to_owned());
+    let key = rules.probe_key().unwrap_or_else(|| ANY_KEY.to_owned());
     let tried: std::result::Result<Value, _> = session.asked(&["SET", &key, "", "XX"]).await;
     let Err(error) = tried else { return Ok(Fence::Open) };
     let is_set = is_set(link, side)?;

@@ -65,11 +65,13 @@ pub(super) struct Link {
     pub memory: Memory,
     /// By side and number of the database.
     sessions: Mutex<HashMap<(Side, u32), Session>>,
+    /// Sessions of the application that were opened before a switch.
+    applications: Mutex<HashMap<(Side, String), Session>>,
 }
 
 impl Link {
     pub fn new(ends: Ends, means: FenceMeans, memory: Memory) -> Self {
-        Self { ends, means, memory, sessions: Mutex::default() }
+        Self { ends, means, memory, sessions: Mutex::default(), applications: Mutex::default() }
     }
 
     pub fn end(&self, side: Side) -> &End {
@@ -92,6 +94,26 @@ impl Link {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.insert((side, database), session.clone());
         Ok(session)
+    }
+
+    /// Opens a session for each login of the application on a side. One that cannot be opened is told when it is needed.
+    pub async fn open_applications(&self, side: Side) {
+        let end = self.end(side);
+        for login in &end.applications {
+            let address = end.address_of(login);
+            if let Ok(session) = Box::pin(connect(&address, login.password.as_deref(), side)).await {
+                let mut applications = self.applications.lock().unwrap_or_else(PoisonError::into_inner);
+                applications.insert((side, login.user.clone()), session);
+            }
+        }
+    }
+
+    /// The sessions that were opened, if there is one for each login.
+    pub fn opened_applications(&self, side: Side) -> Option<Vec<Session>> {
+        let known = self.applications.lock().unwrap_or_else(PoisonError::into_inner);
+        let of =
+            |user: &String| known.get(&(side, user.clone())).filter(|session| !session.is_lost()).cloned();
+        self.end(side).applications.iter().map(|login| of(&login.user)).collect()
     }
 
     /// A session in a database that nobody shares.

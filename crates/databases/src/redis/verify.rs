@@ -4,7 +4,7 @@
 pub(super) mod value;
 
 use super::RESERVED;
-use super::connect::{Session, connect};
+use super::connect::{Session, command, connect};
 use super::info::{Info, Replication};
 use crate::address::Address;
 use crate::postgres::verify::{Compared, Found, Row, What};
@@ -55,15 +55,16 @@ pub struct Progress {
 
 /// Keys of each database, without ours.
 pub(super) async fn keys_of(session: &Session) -> Result<BTreeMap<u32, u64>> {
-    let mut databases: BTreeMap<u32, u64> = Info::read(session, "keyspace")
-        .await?
-        .keyspace()
-        .into_iter()
-        .map(|(number, (keys, _))| (number, keys))
-        .collect();
-    if let Some(keys) = databases.get_mut(&0) {
-        let own: u64 = session.ask("look for keys of ours", &["EXISTS", super::part::MARKERS]).await?;
-        *keys = keys.saturating_sub(own);
+    let both = [command(&["INFO", "keyspace"]), command(&["EXISTS", super::part::MARKERS])];
+    let mut answers = session.answers("count the keys", &both).await?.into_iter();
+    let text: String = redis::from_redis_value(answers.next().unwrap_or(Value::Nil))
+        .map_err(|error| session.error("count the keys", &error.into()))?;
+    let keyspace = Info::parse(&text).keyspace();
+    let mut databases: BTreeMap<u32, u64> =
+        keyspace.into_iter().map(|(number, (keys, _))| (number, keys)).collect();
+    // A node of a cluster may not have the slot, nor a key of ours.
+    if let (Some(keys), Some(Value::Int(own))) = (databases.get_mut(&0), answers.next()) {
+        *keys = keys.saturating_sub(own.unsigned_abs());
     }
     databases.retain(|_, keys| *keys > 0);
     Ok(databases)
