@@ -2,12 +2,13 @@
 //! A server runs one command at a time, so when the change is done nothing is under way: scripts have ended, transactions ask again
 //! when they are executed, and a client that waits for an element waits for a write that nobody can make.
 
-use super::connect::{Session, command, connect};
+use super::connect::{Session, command, open as open_stream};
 use super::info::Replication;
-use super::link::{Link, PROMOTION};
+use super::link::{Link, PROMOTION, Warmed};
 use super::memory::Matter;
 use super::rules::{AROUND, Rules};
-use crate::end::FenceMeans;
+use super::wire;
+use crate::end::{FenceMeans, Login};
 use redis::{Pipeline, Value};
 use rehome_part::{Error, ErrorKind, Fence, Flow, Result, Side};
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// The longest that clients who are ended may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
+/// Users that were read longer ago are read again.
+const READ_USERS_AGE: Duration = Duration::from_secs(10);
 /// A key that no application has.
 const ANY_KEY: &str = "rehome:probe";
 
@@ -74,6 +77,8 @@ pub(super) async fn close(link: &Link, side: Side) -> Result<()> {
             .hint("make a user for the migration: ACL SETUSER rehome on >… ~* &* +@all"));
     }
     let session = link.session(side).await?;
+    // What was read before is not so any more.
+    link.warmed(side, |warmed| warmed.users = None);
     let (users, commands) = tokio::try_join!(users(&session), known_commands(&session))?;
     let is_known = |name: &str| {
         AROUND.iter().position(|known| *known == name).is_some_and(|at| commands.get(at) == Some(&true))
@@ -149,7 +154,11 @@ pub(super) async fn open(link: &Link, side: Side) -> Result<()> {
         return Ok(());
     }
     let session = link.session(side).await?;
-    let (replica, users) = tokio::try_join!(Replication::read(&session), users(&session))?;
+    let read = link.warmed(side, |warmed| warmed.users.take());
+    let users = match read.filter(|(at, _)| at.elapsed() < READ_USERS_AGE) {
+        Some((_, users)) => users,
+        None => users(&session).await?,
+    };
     let opened: Vec<(Rules, &Rules)> = match &former {
         Some(former) => {
             let opened = |now| Some((Rules::as_before(now, former.get(&now.user)?), now));
@@ -158,7 +167,8 @@ pub(super) async fn open(link: &Link, side: Side) -> Result<()> {
         None => Vec::new(),
     };
     let mut changes = Vec::new();
-    if is_new_owner && link.is_bound(flow, &replica) {
+    if is_new_owner {
+        // Nothing happens where it is an owner already.
         changes.push(PROMOTION.to_vec());
     }
     changes.extend(opened.iter().map(|(opened, now)| opened.change(now)));
@@ -172,50 +182,24 @@ pub(super) fn is_set(link: &Link, side: Side) -> Result<bool> {
     Ok(link.memory.get::<Former>(Matter::Fence(side))?.is_some())
 }
 
-/// Tries to write as the application does.
+/// Tries to write as the application does, by a login of its own for each.
 pub(super) async fn probe(link: &Link, side: Side) -> Result<Fence> {
     if link.means == FenceMeans::None {
         return Ok(Fence::None);
     }
-    // A write that is taken on an old connection proves that the side is open; that it is closed, only a new one proves.
-    let mut proving = Box::pin(prove(link, side));
-    tokio::select! {
-        biased;
-        proved = &mut proving => return proved,
-        is_open = takes_writes(link, side) => if is_open { return Ok(Fence::Open) },
-    }
-    proving.await
-}
-
-/// Does every session that was opened before take a write?
-async fn takes_writes(link: &Link, side: Side) -> bool {
-    let Some(sessions) = link.opened_applications(side) else { return false };
-    let tried = sessions
-        .iter()
-        .map(|session| async move { session.asked::<Value>(&["SET", ANY_KEY, "", "XX"]).await.is_ok() });
-    !sessions.is_empty() && futures::future::join_all(tried).await.into_iter().all(|taken| taken)
-}
-
-/// On connections of its own.
-async fn prove(link: &Link, side: Side) -> Result<Fence> {
     let end = link.end(side);
     if end.applications.is_empty() {
         let session = link.session(side).await?;
         let is_closed = is_set(link, side)? || Replication::read(&session).await?.is_replica();
         return Ok(if is_closed { Fence::Closed } else { Fence::Open });
     }
-    let session = link.session(side).await?;
-    let connecting = end.applications.iter().map(|login| {
-        let address = end.address_of(login);
-        // Each a connection of its own, as an application that comes now would make it.
-        Box::pin(async move { connect(&address, login.password.as_deref(), side).await })
-    });
-    let (users, connected) = tokio::join!(users(&session), futures::future::join_all(connecting));
-    let users = users?.all;
-    let tries = end.applications.iter().zip(connected).map(|(login, connected)| {
-        let rules = users.iter().find(|rules| rules.user == login.user);
-        Box::pin(one_probe(link, connected, rules, side))
-    });
+    let has_keys = |warmed: &mut Warmed| {
+        end.applications.iter().all(|login| warmed.probe_keys.contains_key(&login.user))
+    };
+    if !link.warmed(side, has_keys) {
+        read_users(link, side).await?;
+    }
+    let tries = end.applications.iter().map(|login| Box::pin(one_probe(link, login, side)));
     let found = futures::future::try_join_all(tries).await?;
     let is = |wanted: Fence| found.contains(&wanted);
     Ok(if is(Fence::Open) {
@@ -227,34 +211,82 @@ async fn prove(link: &Link, side: Side) -> Result<Fence> {
     })
 }
 
-/// The write is of a key that no application has, and only if it were there: it changes nothing.
-async fn one_probe(
-    link: &Link,
-    connected: Result<Session>,
-    rules: Option<&Rules>,
-    side: Side,
-) -> Result<Fence> {
-    let Some(rules) = rules else { return Ok(Fence::ProvedClosed) };
-    let session = match connected {
-        Ok(session) => session,
-        // Whoever is let in has only a wrong password here, which proves nothing.
-        Err(error) if error.kind == ErrorKind::Credentials && !rules.is_on() => {
-            return Ok(Fence::ProvedClosed);
+/// Reads the users of a side, and notes with which key each would try to write.
+async fn read_users(link: &Link, side: Side) -> Result<Users> {
+    let users = users(&link.session(side).await?).await?;
+    link.warmed(side, |warmed| {
+        for login in &link.end(side).applications {
+            let rules = users.all.iter().find(|rules| rules.user == login.user);
+            let key = rules.and_then(Rules::probe_key).unwrap_or_else(|| ANY_KEY.to_owned());
+            warmed.probe_keys.insert(login.user.clone(), key);
         }
-        Err(error) => return Err(error),
-    };
-    let key = rules.probe_key().unwrap_or_else(|| ANY_KEY.to_owned());
-    let tried: std::result::Result<Value, _> = session.asked(&["SET", &key, "", "XX"]).await;
-    let Err(error) = tried else { return Ok(Fence::Open) };
-    let is_set = is_set(link, side)?;
-    match error.code() {
-        Some("READONLY") => Ok(Fence::ProvedClosed),
-        Some("NOAUTH") if !rules.is_on() => Ok(Fence::ProvedClosed),
-        // A key that it may not touch says nothing of its other keys.
-        Some("NOPERM") if is_set && error.to_string().contains("to run the") => Ok(Fence::ProvedClosed),
-        Some("NOPERM") => Ok(if is_set { Fence::Closed } else { Fence::Open }),
-        _ => Err(session.error("try a write as the application", &error)),
+    });
+    Ok(users)
+}
+
+/// The write is of a key that no application has, and only if it were there: it changes nothing.
+async fn one_probe(link: &Link, login: &Login, side: Side) -> Result<Fence> {
+    let key = link.warmed(side, |warmed| warmed.probe_keys.get(&login.user).cloned());
+    let mut words = vec![vec!["SET", key.as_deref().unwrap_or(ANY_KEY), "", "XX"]];
+    if login.password.is_some() || login.user != "default" {
+        words.insert(0, vec!["AUTH", &login.user, login.password.as_deref().unwrap_or("")]);
     }
+    let said = match link.warmed(side, |warmed| warmed.streams.pop()) {
+        // It may have been ended since it was opened.
+        Some(stream) => wire::converse(stream, &words, side).await.ok(),
+        None => None,
+    };
+    let said = match said {
+        Some(said) => said,
+        None => wire::converse(open_stream(&link.end(side).address, side).await?, &words, side).await?,
+    };
+    let is_set = is_set(link, side)?;
+    let failed = |why: &str| {
+        Error::permanent(ErrorKind::Other, format!("try a write as {}: {why}", login.user)).on(side)
+    };
+    match &*said {
+        // Not let in, what it says next is said as somebody else.
+        [entry, _] if entry.starts_with("-WRONGPASS") => refused(link, login, side).await,
+        [entry, _] if entry != "+OK" => Err(failed(entry)),
+        [.., write] if !write.starts_with('-') => Ok(Fence::Open),
+        [.., write] if write.starts_with("-READONLY") => Ok(Fence::ProvedClosed),
+        [.., write] if write.starts_with("-NOAUTH") => refused(link, login, side).await,
+        // A key that it may not touch says nothing of its other keys.
+        [.., write] if is_set && write.starts_with("-NOPERM") && write.contains("to run the") => {
+            Ok(Fence::ProvedClosed)
+        }
+        [.., write] if write.starts_with("-NOPERM") => Ok(if is_set { Fence::Closed } else { Fence::Open }),
+        other => Err(failed(&other.join(", "))),
+    }
+}
+
+/// A login that is refused proves that the side is closed where nobody is let in as this user; where somebody is, it only proves that
+/// the password is wrong.
+async fn refused(link: &Link, login: &Login, side: Side) -> Result<Fence> {
+    let users = read_users(link, side).await?.all;
+    if users.iter().any(|rules| rules.user == login.user && rules.is_on()) {
+        let text = format!("try a write as {}: the password is wrong", login.user);
+        return Err(Error::permanent(ErrorKind::Credentials, text)
+            .on(side)
+            .hint("name the application's own login, so that the fence can be proved with it"));
+    }
+    Ok(Fence::ProvedClosed)
+}
+
+/// Before a switch: what the next fence and the proofs of it will want.
+pub(super) async fn warm(link: &Link, side: Side) -> Result<()> {
+    if link.means == FenceMeans::None {
+        return Ok(());
+    }
+    let address = &link.end(side).address;
+    let opening = link.end(side).applications.iter().map(|_| Box::pin(open_stream(address, side)));
+    let (users, opened) = tokio::join!(read_users(link, side), futures::future::join_all(opening));
+    let (users, read) = (users?, Instant::now());
+    link.warmed(side, |warmed| {
+        warmed.streams = opened.into_iter().filter_map(Result::ok).collect();
+        warmed.users = Some((read, users));
+    });
+    Ok(())
 }
 
 /// Makes the source's users on the target, where they are missing; remembers which, before it makes them.

@@ -1,7 +1,8 @@
 //! Both servers and what binds them: sessions, settings, who follows whom, and the moments in which that changes.
 //! Knows nothing of users.
 
-use super::connect::{Session, command, connect};
+use super::connect::{Session, Stream, command, connect};
+use super::fence::Users;
 use super::info::{Info, Replication};
 use super::memory::{Matter, Memory};
 use super::place::Place;
@@ -57,6 +58,23 @@ fn place(text: &str) -> Result<Place> {
     parsed.ok_or_else(|| Error::permanent(ErrorKind::Corrupt, format!("`{text}` is no position")))
 }
 
+/// What may be made and read of a side before writes wait.
+#[derive(Default)]
+pub(super) struct Warmed {
+    /// Connections on which nobody has logged in yet.
+    pub streams: Vec<Box<dyn Stream>>,
+    /// The users and when they were read.
+    pub users: Option<(Instant, Users)>,
+    /// The keys with which users try to write.
+    pub probe_keys: HashMap<String, String>,
+}
+
+impl std::fmt::Debug for Warmed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Warmed").field("streams", &self.streams.len()).finish_non_exhaustive()
+    }
+}
+
 /// What all of a part works with.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -65,13 +83,13 @@ pub(super) struct Link {
     pub memory: Memory,
     /// By side and number of the database.
     sessions: Mutex<HashMap<(Side, u32), Session>>,
-    /// Sessions of the application that were opened before a switch.
-    applications: Mutex<HashMap<(Side, String), Session>>,
+    /// What the next switch will want, made beforehand.
+    warmed: Mutex<HashMap<Side, Warmed>>,
 }
 
 impl Link {
     pub fn new(ends: Ends, means: FenceMeans, memory: Memory) -> Self {
-        Self { ends, means, memory, sessions: Mutex::default(), applications: Mutex::default() }
+        Self { ends, means, memory, sessions: Mutex::default(), warmed: Mutex::default() }
     }
 
     pub fn end(&self, side: Side) -> &End {
@@ -96,24 +114,9 @@ impl Link {
         Ok(session)
     }
 
-    /// Opens a session for each login of the application on a side. One that cannot be opened is told when it is needed.
-    pub async fn open_applications(&self, side: Side) {
-        let end = self.end(side);
-        for login in &end.applications {
-            let address = end.address_of(login);
-            if let Ok(session) = Box::pin(connect(&address, login.password.as_deref(), side)).await {
-                let mut applications = self.applications.lock().unwrap_or_else(PoisonError::into_inner);
-                applications.insert((side, login.user.clone()), session);
-            }
-        }
-    }
-
-    /// The sessions that were opened, if there is one for each login.
-    pub fn opened_applications(&self, side: Side) -> Option<Vec<Session>> {
-        let known = self.applications.lock().unwrap_or_else(PoisonError::into_inner);
-        let of =
-            |user: &String| known.get(&(side, user.clone())).filter(|session| !session.is_lost()).cloned();
-        self.end(side).applications.iter().map(|login| of(&login.user)).collect()
+    /// Looks into, or changes, what was made beforehand of a side.
+    pub fn warmed<T>(&self, side: Side, look: impl FnOnce(&mut Warmed) -> T) -> T {
+        look(self.warmed.lock().unwrap_or_else(PoisonError::into_inner).entry(side).or_default())
     }
 
     /// A session in a database that nobody shares.

@@ -13,6 +13,7 @@ mod rules;
 mod sweep;
 mod tap;
 pub mod verify;
+mod wire;
 
 pub use assess::{Assessed, Watched, assess, fits};
 pub use connect::{Session, connect};

@@ -362,7 +362,7 @@ impl Part for RedisPart {
 
     async fn warm(&self, flow: Flow) -> Result<()> {
         let open = |side| async move {
-            self.link.open_applications(side).await;
+            fence::warm(&self.link, side).await?;
             let session = self.link.session(side).await?;
             let databases = verify::keys_of(&session).await?;
             let sessions = databases.keys().map(|number| self.link.session_in(side, *number));

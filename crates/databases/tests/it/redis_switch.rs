@@ -249,7 +249,7 @@ async fn how_long_writes_wait() {
     if std::env::var_os("REHOME_LONG").is_none() {
         return;
     }
-    for millis in [0, 0, 0, 0, 0, 20, 80] {
+    for millis in [0, 0, 0, 20, 80] {
         let round_trip = Duration::from_millis(millis);
         for steps in
             there_and_back(16, Duration::from_micros(2_500), Duration::from_secs(3), round_trip).await
