@@ -7,6 +7,7 @@ mod end;
 mod facts;
 mod open;
 pub mod postgres;
+pub mod redis;
 mod trust;
 
 pub use address::{Address, AddressError, Engine, Tls};

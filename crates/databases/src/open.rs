@@ -3,6 +3,7 @@
 use crate::address::{Address, Engine};
 use crate::end::{End, Ends, FenceMeans, Login};
 use crate::postgres::PostgresPart;
+use crate::redis::RedisPart;
 use rehome_part::{Error, ErrorKind, Finding, Part, Result, Severity, Side};
 use rehome_spec::{Database, DatabaseEnd, DatabaseFence, Secret};
 use std::path::Path;
@@ -19,6 +20,7 @@ pub fn part(spec: &Database, folder: &Path, secret: &Secrets<'_>) -> Result<Arc<
     let ends = ends(spec, secret)?;
     match ends.source.address.engine {
         Engine::Postgres => Ok(Arc::new(PostgresPart::new(&spec.name, ends, means(spec.fence), folder)?)),
+        Engine::Redis => Ok(Arc::new(RedisPart::new(&spec.name, ends, means(spec.fence), folder)?)),
         other => {
             Err(Error::permanent(ErrorKind::Unsupported, format!("{} cannot be moved yet", other.scheme())))
         }

@@ -279,7 +279,7 @@ pub struct Database {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DatabaseEnd {
-    /// `postgres://user@host:5432/database`; the user is the migration's own, never the application's. `sslmode=disable` and
+    /// `postgres://user@host:5432/database` or `redis://user@host:6379`; the user is the migration's own, never the application's. `sslmode=disable` and
     /// `sslrootcert=FILE` may follow.
     pub url: String,
     #[serde(default)]

@@ -10,6 +10,7 @@ mod moment;
 pub mod namespaces;
 pub mod oracle;
 pub mod postgres;
+pub mod redis;
 pub mod s3;
 pub mod shop;
 mod wire;

@@ -4,6 +4,11 @@
 
 mod assess;
 mod contract;
+mod redis_assess;
+mod redis_contract;
+mod redis_part;
+mod redis_switch;
+mod redis_world;
 mod replicated;
 mod support;
 mod tls;

@@ -259,7 +259,13 @@ fn one_name_one_part(root: &Node, found: &mut Vec<Raw>) {
 
 fn database_ends(database: &Node, found: &mut Vec<Raw>) {
     let url = |side: &str| database.get(side).and_then(|end| end.get("url")?.text().map(str::to_owned));
-    let scheme = |text: &str| text.split(':').next().unwrap_or_default().replace("postgresql", "postgres");
+    let scheme = |text: &str| {
+        text.split(':')
+            .next()
+            .unwrap_or_default()
+            .replace("postgresql", "postgres")
+            .replace("rediss", "redis")
+    };
     if let (Some(source), Some(target)) = (url("source"), url("target"))
         && let Some(place) = database.get("target").and_then(|end| end.get("url"))
     {

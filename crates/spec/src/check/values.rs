@@ -267,7 +267,7 @@ pub(super) fn store_url(text: &str) -> Option<Url> {
 }
 
 /// Engines that move; what else an address may say is its driver's business.
-const DATABASE_SCHEMES: [&str; 2] = ["postgres", "postgresql"];
+const DATABASE_SCHEMES: [&str; 4] = ["postgres", "postgresql", "redis", "rediss"];
 
 fn database(key: &str, text: &str, span: &Range<usize>) -> Option<Raw> {
     let example = "write for example \"postgres://rehome@10.0.0.5:5432/shop\"";
@@ -287,6 +287,9 @@ fn database(key: &str, text: &str, span: &Range<usize>) -> Option<Raw> {
             None => problem,
         };
         return Some(problem.hint(format!("known kinds: {}", listed(DATABASE_SCHEMES))));
+    }
+    if url.scheme().starts_with("redis") {
+        return None; // who we are and which numbers there are has a default
     }
     let missing = match (url.username().is_empty(), url.path().trim_matches('/').is_empty()) {
         (true, _) => "user",

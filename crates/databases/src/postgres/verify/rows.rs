@@ -145,7 +145,7 @@ async fn key_at(
     );
     let doing = format!("find the next piece of {}", table.shown());
     let found = session.asked(&doing, &inlined(&statement, values)).await?;
-    found.first().and_then(|row| row.get(0)).map(|text| key_in(text)).transpose()
+    found.first().and_then(|row| row.get(0)).map(key_in).transpose()
 }
 
 fn key_in(text: &str) -> Result<Vec<String>, Error> {
