@@ -4,6 +4,7 @@
 
 mod assess;
 mod contract;
+mod moved;
 mod redis_assess;
 mod redis_contract;
 mod redis_part;
