@@ -5,6 +5,7 @@
 mod address;
 mod end;
 mod facts;
+mod findings;
 mod open;
 pub mod postgres;
 pub mod redis;

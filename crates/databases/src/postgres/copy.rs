@@ -1,7 +1,9 @@
 //! The first copy by the server's own initial synchronisation, several tables at once as its settings allow. It goes on while
 //! nobody watches; this only begins it, watches, and builds what is better built after the rows.
 
+use super::connect::Session;
 use super::part::PostgresPart;
+use super::schema::{first_with_rows, major};
 use super::stream::{Begin, Stream};
 use super::tables;
 use rehome_part::{CopySummary, Error, ErrorKind, Flow, Progress, Result, Side};
@@ -47,14 +49,11 @@ async fn begin(part: &PostgresPart, stream: &Stream<'_>) -> Result<()> {
         }
         None => {}
     }
-    for table in tables::read(&to).await? {
-        let statement = format!("SELECT EXISTS (SELECT 1 FROM {})", table.from());
-        if to.row(&format!("look into {}", table.shown()), &statement, &[]).await?.get(0) {
-            let text = format!("{} holds rows on the target that the copy did not bring", table.shown());
-            return Err(Error::permanent(ErrorKind::Unsupported, text)
-                .on(Side::Target)
-                .hint("empty the target's tables, or name an empty database"));
-        }
+    if let Some(table) = first_with_rows(&to).await? {
+        let text = format!("{} holds rows on the target that the copy did not bring", table.shown());
+        return Err(Error::permanent(ErrorKind::Unsupported, text)
+            .on(Side::Target)
+            .hint("empty the target's tables, or name an empty database"));
     }
     // A slot that a killed beginning left would be in the way; nothing was taken from it yet.
     drop(to);
@@ -71,21 +70,26 @@ WHERE s.subname = $1";
 async fn watch(part: &PostgresPart, progress: &dyn Progress, stop: &CancellationToken) -> Result<()> {
     let expected = count(part, Side::Source).await?;
     let stream = part.names.stream(Flow::Forward);
-    let failed_before = failures(part).await?;
+    let version = {
+        let to = part.sessions.on(Side::Target).await?;
+        major(&to).await?
+    };
+    let mut failed_before = None;
     loop {
         if stop.is_cancelled() {
             return Err(Error::cancelled());
         }
         let to = part.sessions.on(Side::Target).await?;
+        let failed = failures(&to, version, stream).await?;
         let row = to.row("look how far the copy is", HOW_FAR, &[&stream]).await?;
         let (ready, all): (i64, i64) = (row.get(0), row.get(1));
         if ready == all && all > 0 {
             return Ok(());
         }
-        let rows = row.get::<_, f64>(2) as u64 + under_way(part).await?;
+        let rows = row.get::<_, f64>(2) as u64 + under_way(&to, version).await?;
         progress.update(rows.min(expected.0), 0, Some(expected.0), Some(expected.1));
         drop(to);
-        if failures(part).await? >= failed_before + FAILURES {
+        if failed >= *failed_before.get_or_insert(failed) + FAILURES {
             let text = "the copy of a table fails again and again";
             return Err(Error::temporary(ErrorKind::Other, text)
                 .on(Side::Target)
@@ -99,13 +103,8 @@ async fn watch(part: &PostgresPart, progress: &dyn Progress, stop: &Cancellation
 }
 
 /// Rows of copies that are not through; known since version 14.
-async fn under_way(part: &PostgresPart) -> Result<u64> {
-    let to = part.sessions.on(Side::Target).await?;
-    if to
-        .row("read the version", "SELECT to_regclass('pg_catalog.pg_stat_progress_copy') IS NULL", &[])
-        .await?
-        .get(0)
-    {
+async fn under_way(to: &Session, version: i32) -> Result<u64> {
+    if version < 14 {
         return Ok(0);
     }
     let statement = "SELECT coalesce(sum(tuples_processed), 0)::int8 FROM pg_stat_progress_copy
@@ -115,19 +114,13 @@ async fn under_way(part: &PostgresPart) -> Result<u64> {
 }
 
 /// How often a table's copy failed; known since version 15.
-async fn failures(part: &PostgresPart) -> Result<i64> {
-    let to = part.sessions.on(Side::Target).await?;
-    if to
-        .row("read the version", "SELECT to_regclass('pg_catalog.pg_stat_subscription_stats') IS NULL", &[])
-        .await?
-        .get(0)
-    {
+async fn failures(to: &Session, version: i32, stream: &str) -> Result<i64> {
+    if version < 15 {
         return Ok(0);
     }
     let statement =
         "SELECT coalesce(sum(sync_error_count), 0)::int8 FROM pg_stat_subscription_stats WHERE subname = $1";
-    let name = part.names.stream(Flow::Forward);
-    Ok(to.row("count failed copies", statement, &[&name]).await?.get(0))
+    Ok(to.row("count failed copies", statement, &[&stream]).await?.get(0))
 }
 
 /// What the new server should know before it serves: the distribution of values, and what views show.

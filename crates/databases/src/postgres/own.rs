@@ -190,28 +190,29 @@ fn identity_fact(side: Side) -> String {
 }
 
 /// Tables without anything that names a row, with the unique index that could, as SQL names it.
-const NAMELESS: &str = "
-SELECT pg_catalog.format('%I.%I', n.nspname, c.relname),
-       CASE c.relreplident WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END,
-       (SELECT pg_catalog.format('USING INDEX %I', x.relname)
-        FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
-        WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
-          AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_attribute a
-                          WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[]) AND NOT a.attnotnull)
-        ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1)
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'rehome')
-  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d
-                  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-  AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (
-       SELECT 1 FROM pg_catalog.pg_index i
-       WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid))
-ORDER BY 1";
+fn nameless() -> String {
+    format!(
+        "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname),
+                CASE c.relreplident WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END,
+                (SELECT pg_catalog.format('USING INDEX %I', x.relname)
+                 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+                 WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+                   AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_attribute a
+                                   WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[]) AND NOT a.attnotnull)
+                 ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1)
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE {APPLICATION_TABLES} AND c.relkind = 'r' AND c.relpersistence = 'p'
+           AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (
+                SELECT 1 FROM pg_catalog.pg_index i
+                WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid))
+         ORDER BY 1"
+    )
+}
 
 /// Gives every table something that names its rows, before a publication would refuse its updates for want of it. What was
 /// there is remembered first.
 pub(super) async fn name_rows(session: &Session, facts: &Facts) -> Result<()> {
-    let rows = session.rows("read how tables name their rows", NAMELESS, &[]).await?;
+    let rows = session.rows("read how tables name their rows", &nameless(), &[]).await?;
     if rows.is_empty() {
         return Ok(());
     }

@@ -24,7 +24,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rehome_part::{
     Assessment, Capabilities, CopySummary, Drained, Error, ErrorKind, Fence, Finding, Flow, FollowReport,
-    Follows, Marker, Part, Position, Progress, Result, Scope, Seal, Severity, Side, Verification, Writers,
+    Follows, Marker, Part, Position, Progress, Result, Scope, Seal, Severity, Side, Verification,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -289,12 +289,6 @@ impl Part for PostgresPart {
         Ok(beat::end_of_log(&from).await?.position())
     }
 
-    async fn writers(&self, flow: Flow) -> Result<Option<Writers>> {
-        // A session does not say whether a gateway is behind it.
-        let _ = flow;
-        Ok(None)
-    }
-
     fn covers(&self, applied: &Position, wanted: &Position) -> bool {
         match (Lsn::of(applied), Lsn::of(wanted)) {
             (Ok(applied), Ok(wanted)) => applied >= wanted,
@@ -351,14 +345,10 @@ impl Part for PostgresPart {
                 }
             }
         };
-        let stopped = async {
-            stop.cancelled().await;
-            Err::<(), _>(Error::cancelled())
-        };
         let drained = async { tokio::try_join!(beating, watching) };
         let (_, (place, first)) = tokio::select! {
             drained = drained => drained?,
-            stopped = stopped => return Err(stopped.err().unwrap_or_else(Error::cancelled)),
+            () = stop.cancelled() => return Err(Error::cancelled()),
         };
         let changes = place.since(first);
         Ok(Drained { applied: place.position(), marker_seen: true, changes })

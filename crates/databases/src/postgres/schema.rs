@@ -176,7 +176,7 @@ impl Schema<'_> {
     /// Takes back what was made, and only that, as long as no row is in it.
     pub async fn take_back(&self) -> Result<()> {
         if let Ok(target) = self.sessions.on(Side::Target).await {
-            if holds_rows(&target).await? {
+            if first_with_rows(&target).await?.is_some() {
                 tracing::info!("what was made on the target stays: there are rows in it");
                 return Ok(());
             }
@@ -400,14 +400,15 @@ async fn drop_new(session: &Session, before: BTreeSet<String>) -> Result<()> {
     }
 }
 
-async fn holds_rows(session: &Session) -> Result<bool> {
+/// The first table that has a row in it.
+pub(super) async fn first_with_rows(session: &Session) -> Result<Option<Table>> {
     for table in tables::read(session).await? {
         let statement = format!("SELECT EXISTS (SELECT 1 FROM {})", table.from());
         if session.row(&format!("look into {}", table.shown()), &statement, &[]).await?.get(0) {
-            return Ok(true);
+            return Ok(Some(table));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 async fn end_others(server: &Session, database: &str) -> Result<()> {

@@ -6,8 +6,9 @@ use super::info::Info;
 use super::link::setting;
 use super::verify::keys_of;
 use super::{RESERVED, VERSIONS};
+use crate::findings::Findings;
 use redis::Value;
-use rehome_part::{Error, Finding, Result, Severity, Side};
+use rehome_part::{Error, Finding, Result, Severity};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -47,36 +48,6 @@ pub struct Watched {
     pub stream_bytes_per_second: Option<f64>,
 }
 
-struct Findings {
-    side: Side,
-    all: Vec<Finding>,
-}
-
-impl Findings {
-    fn add(&mut self, severity: Severity, id: &str, text: impl Into<String>, remedy: &str) {
-        let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
-        self.all.push(Finding {
-            id: id.to_owned(),
-            severity,
-            side: Some(self.side),
-            text: text.into(),
-            remedy,
-        });
-    }
-
-    fn block(&mut self, id: &str, text: impl Into<String>, remedy: &str) {
-        self.add(Severity::Blocker, id, text, remedy);
-    }
-
-    fn warn(&mut self, id: &str, text: impl Into<String>, remedy: &str) {
-        self.add(Severity::Warning, id, text, remedy);
-    }
-
-    fn note(&mut self, id: &str, text: impl Into<String>) {
-        self.add(Severity::Info, id, text, "");
-    }
-}
-
 fn version(info: &Info) -> (u32, u32) {
     let mut numbers = info.text("redis_version").split('.').map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
@@ -88,7 +59,7 @@ fn version(info: &Info) -> (u32, u32) {
 /// It cannot be asked.
 pub async fn assess(session: &Session, watch: Duration) -> Result<Assessed> {
     let info = Info::read(session, "all").await?;
-    let mut found = Findings { side: session.side(), all: Vec::new() };
+    let mut found = Findings::of(session.side());
     judge_server(&info, &mut found);
     let databases = keys_of(session).await?;
     let expiring = info.keyspace().values().map(|(_, expires)| expires).sum();
@@ -405,7 +376,7 @@ fn replica_limit(limits: &str) -> Option<u64> {
 /// It cannot be asked.
 pub async fn fits(source: &Assessed, target: &Session) -> Result<Vec<Finding>> {
     let info = Info::read(target, "all").await?;
-    let mut found = Findings { side: target.side(), all: Vec::new() };
+    let mut found = Findings::of(target.side());
     let ours = version(&Info::parse(&format!("redis_version:{}", source.version)));
     if version(&info) < ours {
         let text = format!(

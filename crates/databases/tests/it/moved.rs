@@ -3,7 +3,7 @@
 use crate::support::*;
 use rehome_databases::postgres::PostgresPart;
 use rehome_databases::{End, Ends, FenceMeans, Login};
-use rehome_part::{CopySummary, Epoch, Flow, FollowState, Marker, Part, Progress, Scope, Side};
+use rehome_part::{CopySummary, Epoch, Flow, FollowState, Marker, Part, Scope, Side};
 use rehome_testkit::postgres::Postgres;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +23,6 @@ const SCHEMA: &str = "
     GRANT SELECT ON orders TO reports;
     INSERT INTO customers (name) VALUES ('a'), ('b');
     INSERT INTO orders (customer) SELECT 1 FROM generate_series(1, 50);";
-
-#[derive(Debug)]
-struct Unseen;
-
-impl Progress for Unseen {
-    fn update(&self, _: u64, _: u64, _: Option<u64>, _: Option<u64>) {}
-}
 
 struct Two {
     source: Postgres,

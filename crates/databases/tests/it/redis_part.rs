@@ -1,6 +1,7 @@
 //! What the contract does not ask: foreign keys, users, settings, late writes, aborts, broken links, and what leads around a fence.
 
 use crate::redis_world::{APPLICATION, OWN, World, end, login, server};
+use crate::support::Unseen;
 use rehome_databases::redis::RedisPart;
 use rehome_databases::{End, Ends, FenceMeans};
 use rehome_part::{Epoch, ErrorKind, Fence, Flow, FollowState, Marker, Part, Progress, Scope, Side};
@@ -9,18 +10,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-#[derive(Debug)]
-struct Nobody;
-
-impl Progress for Nobody {
-    fn update(&self, _: u64, _: u64, _: Option<u64>, _: Option<u64>) {}
-}
-
 async fn copied(world: &World) -> RedisPart {
     let part = world.part();
     part.prepare().await.unwrap();
     part.fence(Side::Target).await.unwrap();
-    part.copy(Flow::Forward, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+    part.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new()).await.unwrap();
     part
 }
 
@@ -70,7 +64,7 @@ async fn keys_of_others_on_the_target_are_not_wiped() {
     let assessed = part.assess().await.unwrap();
     assert!(assessed.findings.iter().any(|finding| finding.id == "target-not-empty"), "{assessed:?}");
     part.prepare().await.unwrap();
-    let error = part.copy(Flow::Forward, Arc::new(Nobody), CancellationToken::new()).await.unwrap_err();
+    let error = part.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new()).await.unwrap_err();
     assert_eq!((error.kind, error.side), (ErrorKind::Unsupported, Some(Side::Target)), "{error}");
     assert_eq!(world.own(Side::Target, &["GET", "theirs"]), "1");
     // Nor does a follower that was never preceded by a copy begin one.
@@ -99,7 +93,7 @@ async fn users_and_all_databases_come_along_and_everything_of_ours_goes() {
     follow_until(&part, Flow::Reverse, is_close).await;
     assert_eq!(world.own(Side::Source, &["LRANGE", "jobs:1", "0", "-1"]), "a\nb");
     let result =
-        part.verify(Flow::Reverse, Scope::Full, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+        part.verify(Flow::Reverse, Scope::Full, Arc::new(Unseen), CancellationToken::new()).await.unwrap();
     assert!(result.is_equal() && result.compared == 2, "{result:?}");
     part.retire(Side::Target).await.unwrap();
     assert!(world.own(Side::Source, &["ROLE"]).starts_with("master"));
@@ -116,7 +110,7 @@ async fn an_abort_after_the_seal_goes_on_following_without_a_second_copy() {
     let Some(world) = World::new(FenceMeans::Writes) else { return };
     world.own(Side::Source, &["SET", "a", "1"]);
     let part = sealed(&world).await;
-    // Nobody may write anywhere, and the target has not left the source.
+    // Unseen may write anywhere, and the target has not left the source.
     assert_eq!(part.probe(Side::Source).await.unwrap(), Fence::ProvedClosed);
     assert_eq!(part.probe(Side::Target).await.unwrap(), Fence::ProvedClosed);
     assert!(world.own(Side::Target, &["ROLE"]).starts_with("slave"));
@@ -342,7 +336,7 @@ async fn everything_goes_over_tls_where_the_address_says_so() {
     let world = World { source, target, state: tempfile::tempdir().unwrap(), means: FenceMeans::Writes };
     world.own(Side::Source, &["SET", "a", "1"]);
     part().prepare().await.unwrap();
-    part().copy(Flow::Forward, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+    part().copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new()).await.unwrap();
     assert_eq!(world.own(Side::Target, &["GET", "a"]), "1");
     assert!(world.own(Side::Target, &["CONFIG", "GET", "tls-replication"]).ends_with("yes"));
     let since = part().head(Flow::Forward).await.unwrap();
@@ -352,7 +346,7 @@ async fn everything_goes_over_tls_where_the_address_says_so() {
     })
     .await;
     let result =
-        part().verify(Flow::Forward, Scope::Since(since), Arc::new(Nobody), CancellationToken::new()).await;
+        part().verify(Flow::Forward, Scope::Since(since), Arc::new(Unseen), CancellationToken::new()).await;
     let result = result.unwrap();
     assert!(result.is_equal() && result.compared == 2, "{result:?}");
     part().unprepare().await.unwrap();
@@ -396,7 +390,7 @@ async fn a_copy_of_many_keys_says_how_far_it_is_and_can_be_interrupted() {
         tokio::time::sleep(Duration::from_millis(80)).await;
         stop.cancel();
     };
-    let (stopped, ()) = tokio::join!(part.copy(Flow::Forward, Arc::new(Nobody), stop.clone()), soon);
+    let (stopped, ()) = tokio::join!(part.copy(Flow::Forward, Arc::new(Unseen), stop.clone()), soon);
     assert_eq!(stopped.unwrap_err().kind, ErrorKind::Cancelled);
     let seen = Arc::new(Seen::default());
     let done = world.part().copy(Flow::Forward, seen.clone(), CancellationToken::new()).await.unwrap();
@@ -405,6 +399,6 @@ async fn a_copy_of_many_keys_says_how_far_it_is_and_can_be_interrupted() {
     assert!(seen.iter().any(|(keys, of)| *keys > 0 && *keys < 300_000 && *of == Some(300_000)), "{seen:?}");
     assert_eq!(full_copies(&world, Side::Source), "1");
     let verified =
-        part.verify(Flow::Forward, Scope::Full, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+        part.verify(Flow::Forward, Scope::Full, Arc::new(Unseen), CancellationToken::new()).await.unwrap();
     assert!(verified.is_equal() && verified.compared >= 300_000, "{verified:?}");
 }

@@ -4,24 +4,18 @@
 #![allow(clippy::print_stdout, reason = "what was measured is told")]
 
 use crate::redis_world::{APPLICATION, World, end};
+use crate::support::Unseen;
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use rehome_databases::redis::RedisPart;
 use rehome_databases::{Address, End, Ends, FenceMeans};
-use rehome_part::{Epoch, Fence, Flow, FollowState, Marker, Part, Progress, Scope, Side};
+use rehome_part::{Epoch, Fence, Flow, FollowState, Marker, Part, Scope, Side};
 use rehome_testkit::delay;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-#[derive(Debug)]
-struct Nobody;
-
-impl Progress for Nobody {
-    fn update(&self, _: u64, _: u64, _: Option<u64>, _: Option<u64>) {}
-}
 
 /// Where clients write now.
 type Owner = watch::Receiver<Side>;
@@ -133,7 +127,7 @@ async fn switch(
     assert!(drained.marker_seen && part.covers(&drained.applied, &position));
     done("drain");
     let compared =
-        part.verify(flow, Scope::Since(position), Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+        part.verify(flow, Scope::Since(position), Arc::new(Unseen), CancellationToken::new()).await.unwrap();
     assert!(compared.is_equal() && compared.in_motion == 0, "{compared:?}");
     done("verify");
     following.finish().await;
@@ -194,7 +188,7 @@ async fn there_and_back(
     let part = Arc::new(part);
     part.prepare().await.unwrap();
     part.fence(Side::Target).await.unwrap();
-    part.copy(Flow::Forward, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+    part.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new()).await.unwrap();
     let following = follow(&part, Flow::Forward);
     following.is_close().await;
     tokio::time::sleep(before).await;
@@ -226,7 +220,7 @@ async fn there_and_back(
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let compared =
-        part.verify(Flow::Forward, Scope::Full, Arc::new(Nobody), CancellationToken::new()).await.unwrap();
+        part.verify(Flow::Forward, Scope::Full, Arc::new(Unseen), CancellationToken::new()).await.unwrap();
     assert!(compared.is_equal(), "{compared:?}");
     following.finish().await;
     // One full copy in the whole of it: each turn goes on from where the other ended.

@@ -2,7 +2,7 @@
 
 use rehome_databases::Address;
 use rehome_databases::postgres::{self, Session};
-use rehome_part::Side;
+use rehome_part::{Progress, Side};
 use rehome_testkit::postgres::{Postgres, programs_or_skip};
 
 /// A server, or a word that the test did not run.
@@ -16,4 +16,12 @@ pub fn address(server: &Postgres, user: &str, database: &str) -> Address {
 
 pub async fn session(server: &Postgres, user: &str, database: &str, side: Side) -> Session {
     postgres::connect(&address(server, user, database), None, side).await.unwrap()
+}
+
+/// Progress nobody looks at.
+#[derive(Debug)]
+pub struct Unseen;
+
+impl Progress for Unseen {
+    fn update(&self, _: u64, _: u64, _: Option<u64>, _: Option<u64>) {}
 }
