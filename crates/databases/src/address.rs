@@ -26,6 +26,15 @@ impl Engine {
         }
     }
 
+    /// As people call it.
+    pub fn shown(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Mysql => "MySQL or MariaDB",
+            Self::Redis => "Redis",
+        }
+    }
+
     fn port(self) -> u16 {
         match self {
             Self::Postgres => 5432,

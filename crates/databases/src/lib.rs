@@ -5,11 +5,15 @@
 mod address;
 mod end;
 mod facts;
+mod findings;
 pub mod mysql;
+mod open;
 pub mod postgres;
+pub mod redis;
 mod trust;
 pub mod verify;
 
 pub use address::{Address, AddressError, Engine, Tls};
 pub use end::{End, Ends, FenceMeans, Login};
 pub use facts::Facts;
+pub use open::{Secrets, doctor, part};

@@ -7,6 +7,7 @@ pub mod contract;
 mod error;
 mod life;
 pub mod measure;
+pub mod meter;
 pub mod sim;
 pub mod traffic;
 mod words;

@@ -116,6 +116,15 @@ impl Migration {
                 }),
             );
         }
+        for database in &self.databases {
+            for (side, end) in [("source", &database.source), ("target", &database.target)] {
+                let part = format!("databases \"{}\", {side}", database.name);
+                found.extend(end.password.as_ref().map(|secret| (format!("{part}, password"), secret)));
+                found.extend(end.applications.iter().filter_map(|login| {
+                    Some((format!("{part}, application {}, password", login.user), login.password.as_ref()?))
+                }));
+            }
+        }
         let tokens = self.gateways.iter();
         found.extend(tokens.filter_map(|gateway| {
             Some((format!("gateway \"{}\", token", gateway.name), gateway.token.as_ref()?))

@@ -17,6 +17,8 @@ pub struct Migration {
     #[serde(default)]
     pub objects: Vec<Objects>,
     #[serde(default)]
+    pub databases: Vec<Database>,
+    #[serde(default)]
     pub services: Vec<Service>,
     #[serde(default)]
     pub gateways: Vec<Gateway>,
@@ -258,6 +260,55 @@ pub enum FenceBy {
     Policy,
     Command,
     Hook,
+    /// No fence: the report says "one writable side: not proven".
+    None,
+}
+
+/// A database that moves by its engine's own replication.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    pub name: String,
+    pub source: DatabaseEnd,
+    pub target: DatabaseEnd,
+    #[serde(default)]
+    pub fence: DatabaseFence,
+}
+
+/// One end of a database.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseEnd {
+    /// `postgres://user@host:5432/database`, `mysql://user@host:3306/schema` (MariaDB) or `redis://user@host:6379`; the user is the
+    /// migration's own, never the application's. `sslmode=disable` and `sslrootcert=FILE` may follow.
+    pub url: String,
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// The address as the other end's server reaches it, where that is another.
+    #[serde(default)]
+    pub seen_by_other: Option<String>,
+    /// The application's own logins: the fence is proved by a write that they are refused.
+    #[serde(default)]
+    pub applications: Vec<DatabaseLogin>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseLogin {
+    pub user: String,
+    #[serde(default)]
+    pub password: Option<Secret>,
+}
+
+/// How writers are kept out of a side of a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DatabaseFence {
+    /// Every write is refused; reads go on, also while the switch lasts.
+    #[default]
+    Writes,
+    /// Nobody but the migration gets in, and who is inside is put out: for applications that wait behind a front door.
+    Logins,
     /// No fence: the report says "one writable side: not proven".
     None,
 }

@@ -11,6 +11,7 @@ mod moment;
 pub mod namespaces;
 pub mod oracle;
 pub mod postgres;
+pub mod redis;
 pub mod s3;
 pub mod shop;
 mod wire;
@@ -18,12 +19,13 @@ pub mod world;
 
 pub use moment::monotonic_nanos;
 
-/// The body of `rehome __cloud KIND CONFIG`: runs one process of a world (`s3`, `shop` or `delay`) until it is told to end.
+/// The body of `rehome __cloud KIND CONFIG`: runs one process of a world (`s3`, `shop`, `postgres` or `delay`) until it is told to end.
 pub async fn process(kind: &str, config: &std::path::Path) -> Result<(), cloud::CloudError> {
     match kind {
         "s3" => cloud::main_s3(config).await,
         "shop" => shop::main(config).await,
         "delay" => delay::main(config).await,
+        "postgres" => postgres::main(config).await,
         other => {
             Err(cloud::CloudError::Config { path: config.into(), why: format!("there is no {other} to run") })
         }

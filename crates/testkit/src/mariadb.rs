@@ -6,7 +6,6 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -195,11 +194,26 @@ pub fn owner() -> io::Result<Option<(u32, u32)>> {
     if rustix::process::geteuid().is_root() { crate::postgres::user("mysql").map(Some) } else { Ok(None) }
 }
 
-/// The data of a server that was never started, made once per process: making it takes longer than all else.
-fn template() -> io::Result<&'static Path> {
-    static MADE: OnceLock<Result<tempfile::TempDir, String>> = OnceLock::new();
-    let made = MADE.get_or_init(|| make_template().map_err(|error| error.to_string()));
-    made.as_ref().map(tempfile::TempDir::path).map_err(|why| io::Error::other(why.clone()))
+/// The data of a server that was never started, made once and kept beside the test's program: making it takes longer than all else.
+fn template() -> io::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let beside = program.parent().ok_or_else(|| io::Error::other("a program lies in a folder"))?;
+    let version = command("mariadbd")?.args(["--no-defaults", "--version"]).output()?.stdout;
+    let words = String::from_utf8_lossy(&version).into_owned();
+    let number = words.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
+    let kept = beside.join(format!("mariadb-{}", number.unwrap_or("unknown")));
+    if kept.exists() {
+        return Ok(kept);
+    }
+    let made = make_template()?;
+    let copy = tempfile::Builder::new().prefix("mariadb-").tempdir_in(beside)?;
+    let whole = copy.path().join("whole");
+    copy_tree(made.path(), &whole)?;
+    // Whoever is first wins; the others have the same.
+    match std::fs::rename(&whole, &kept) {
+        Err(error) if !kept.exists() => Err(error),
+        _ => Ok(kept),
+    }
 }
 
 fn make_template() -> io::Result<tempfile::TempDir> {

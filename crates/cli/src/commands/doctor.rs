@@ -27,6 +27,13 @@ pub async fn run(context: &Context<'_>, _: &DoctorArgs) -> Result<Exit, CliError
             finding
         }));
     }
+    for database in &migration.databases {
+        let found = rehome_databases::doctor(database, &resolve).await;
+        findings.extend(found.into_iter().map(|mut finding| {
+            finding.text = format!("{}: {}", database.name, finding.text);
+            finding
+        }));
+    }
     findings.extend(services(&migration.services).await);
     findings.extend(gateways_answer(context, &migration).await);
     show(context.printer, &path.display().to_string(), &findings);

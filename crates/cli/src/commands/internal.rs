@@ -35,7 +35,7 @@ pub struct GuardArgs {
 
 #[derive(Debug, Args)]
 pub struct CloudArgs {
-    #[arg(value_parser = ["s3", "shop", "delay"])]
+    #[arg(value_parser = ["s3", "shop", "postgres", "delay"])]
     pub what: String,
     pub config: PathBuf,
 }

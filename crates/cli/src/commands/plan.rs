@@ -129,12 +129,19 @@ async fn look(part: &Arc<dyn Part>, migration: &Migration) -> Result<PlannedPart
         .assess()
         .await
         .map_err(|error| CliError::from(error).within(&format!("cannot look at {}", part.name())))?;
-    let spec = migration.objects.iter().find(|objects| objects.name == part.name());
+    let objects =
+        migration.objects.iter().map(|objects| (&objects.name, &objects.source.url, &objects.target.url));
+    let databases = migration.databases.iter().map(|one| (&one.name, &one.source.url, &one.target.url));
+    let (source, target) = objects
+        .chain(databases)
+        .find(|(name, ..)| *name == part.name())
+        .map(|(_, source, target)| (source.clone(), target.clone()))
+        .unwrap_or_default();
     Ok(PlannedPart {
         name: part.name().to_owned(),
         kind: part.kind().to_owned(),
-        source: spec.map(|objects| objects.source.url.clone()).unwrap_or_default(),
-        target: spec.map(|objects| objects.target.url.clone()).unwrap_or_default(),
+        source,
+        target,
         capabilities: part.capabilities(),
         assessment,
     })

@@ -6,7 +6,10 @@ use std::path::Path;
 use tracing_subscriber::EnvFilter;
 
 fn filter() -> EnvFilter {
-    EnvFilter::try_from_env("REHOME_LOG").unwrap_or_else(|_| EnvFilter::new("info,hyper=warn,s3s=off"))
+    let filter =
+        EnvFilter::try_from_env("REHOME_LOG").unwrap_or_else(|_| EnvFilter::new("info,hyper=warn,s3s=off"));
+    // It would write down statements, and some of them carry passwords.
+    filter.add_directive("tokio_postgres=warn".parse().expect("this directive is well formed"))
 }
 
 pub fn to_stderr() {

@@ -30,7 +30,14 @@ pub fn parts(
         rehome_objects::part_with(objects, &state, secret, settings.clone())
             .map_err(|error| CliError::from(error).within(&format!("cannot open {}", objects.name)))
     };
-    migration.objects.iter().map(one).collect()
+    let objects = migration.objects.iter().map(one);
+    let databases = migration.databases.iter().map(|database| {
+        let state = folder.join(&database.name);
+        paths::private_folder(&state)?;
+        let part = rehome_databases::part(database, &state, secret);
+        part.map_err(|error| CliError::from(error).within(&format!("cannot open {}", database.name)))
+    });
+    objects.chain(databases).collect()
 }
 
 /// Everything an engine (or a guard that takes over) acts through.

@@ -3,9 +3,10 @@
 
 use crate::demo::{assert_promises, demo, times};
 
-fn survives(argument: &str, failed: u64) {
+/// A demo with these arguments ends switched, with its promises kept.
+pub fn survives(arguments: &[&str], failed: u64) {
     for _ in 0..times() {
-        let (ran, summary) = demo(&[argument]);
+        let (ran, summary) = demo(arguments);
         assert_promises(&ran, &summary, failed);
         assert_eq!(summary["phase"], "switched", "{summary:#}\n{}", ran.stderr);
     }
@@ -15,7 +16,7 @@ macro_rules! killed {
     ($($name:ident: $argument:literal;)*) => {
         $(#[test]
         fn $name() {
-            survives($argument, 0);
+            survives(&[$argument], 0);
         })*
     };
 }

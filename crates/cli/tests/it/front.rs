@@ -4,6 +4,7 @@
 use crate::harness::{Gateway, Place, Ran, Running, free_port, ran, system, wait_for};
 use rehome_part::Side;
 use rehome_testkit::load::{Load, LoadConfig};
+use rehome_testkit::monotonic_nanos;
 use rehome_testkit::oracle;
 use rehome_testkit::world::{World, WorldConfig};
 use std::net::{SocketAddr, TcpStream};
@@ -124,7 +125,9 @@ impl Front {
     /// Put in, there, back, taken out; users all the while.
     async fn whole(mut self, driver: &str, config: &str, before: &str) {
         self.goes_on().await;
+        let mut began = monotonic_nanos();
         let installed = self.entry(driver, config, &["install"]).await;
+        let put_in = began..monotonic_nanos();
         assert_eq!(installed.code, 0, "{}\n{}", installed.stdout, installed.stderr);
         self.goes_on().await;
         let end_with = format!("--end-with={}", std::process::id());
@@ -134,7 +137,9 @@ impl Front {
         let reversed = self.rehome(&["reverse", "--yes"]).await;
         assert_eq!(reversed.code, 21, "{}\n{}", reversed.stdout, reversed.stderr);
         self.goes_on().await;
+        began = monotonic_nanos();
         let removed = self.entry(driver, config, &["remove", "--to", "source"]).await;
+        let taken_out = began..monotonic_nanos();
         assert_eq!(removed.code, 0, "{}\n{}", removed.stdout, removed.stderr);
         assert_eq!(std::fs::read_to_string(self.place.path(config)).unwrap(), before, "byte for byte");
         self.goes_on().await;
@@ -155,7 +160,14 @@ impl Front {
             "{driver} at {}: {} requests, {} failed, {} connections refused",
             self.users, log.counts.requests, log.counts.failed, log.counts.connections_refused
         );
-        assert_eq!(log.counts.failed, 0, "{:#?}", log.failures);
+        // Counted apart: while nginx reloads it closes kept connections, and a client may just be asking on one (docs/entry-nginx.md).
+        let resets = log.failures.iter().filter(|failure| {
+            let is_reset = failure.status.is_none() && failure.why.contains("connection closed");
+            driver == "nginx"
+                && is_reset
+                && [&put_in, &taken_out].into_iter().any(|change| change.contains(&failure.started_nanos))
+        });
+        assert_eq!(log.counts.failed, resets.count() as u64, "{:#?}", log.failures);
     }
 }
 

@@ -15,4 +15,5 @@ mod gateways;
 mod harness;
 mod keep;
 mod keepalived;
+mod orders;
 mod sabotage;

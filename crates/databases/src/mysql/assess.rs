@@ -445,15 +445,15 @@ async fn watched(session: &mut Session, watch: Duration) -> Result<Watched> {
     Ok(Watched {
         seconds,
         commits_per_second: rate(&["binlog_commits"]).max(rate(&["com_commit"])),
-        rows_per_second: rate(&["innodb_rows_inserted", "innodb_rows_updated", "innodb_rows_deleted"]),
+        rows_per_second: rate(&["handler_write", "handler_update", "handler_delete"]),
         log_bytes_per_second: rate(&["binlog_bytes_written"]),
     })
 }
 
 async fn counters(session: &mut Session) -> Result<BTreeMap<String, f64>> {
     let statement =
-        "SHOW GLOBAL STATUS WHERE Variable_name IN ('Binlog_commits', 'Com_commit', 'Innodb_rows_inserted',
-        'Innodb_rows_updated', 'Innodb_rows_deleted', 'Binlog_bytes_written')";
+        "SHOW GLOBAL STATUS WHERE Variable_name IN ('Binlog_commits', 'Com_commit', 'Handler_write',
+        'Handler_update', 'Handler_delete', 'Binlog_bytes_written')";
     let rows = session.shown("count changes", statement).await?;
     let pair = |row: &mysql_async::Row| {
         let value: String = row.get(1)?;

@@ -14,8 +14,9 @@ mod quote;
 mod schema;
 mod sweep;
 mod tables;
-pub mod verify;
+mod verify;
 
 pub use assess::{Assessed, Watched, assess, fits};
 pub use connect::{Flavour, Session, connect};
 pub use part::MysqlPart;
+pub(crate) use verify::Reader;

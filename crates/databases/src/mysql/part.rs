@@ -9,11 +9,11 @@ use super::fence::Gate;
 use super::follow::{Follower, start_fact};
 use super::schema::{self, Maker};
 use super::sweep::sweep;
-use super::verify as compare;
+use super::verify::Reader;
 use super::{channel, gtid, own, quote, tables};
 use crate::end::{End, Ends, FenceMeans};
 use crate::facts::Facts;
-use crate::verify::{Compared, Found, Options, Pair, What, differences, what};
+use crate::verify::{Compared, Found, Options, Pair, Progress as Seen, What, compare, differences, what};
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -131,11 +131,11 @@ impl MysqlPart {
         let of = |side: Side| (self.end(side).address.clone(), self.end(side).password.clone());
         let pair = Pair { source: of(Side::Source), target: of(Side::Target) };
         let options = Options { patience: PATIENCE, ..Options::default() };
-        let state = Arc::<crate::verify::Progress>::default();
+        let state = Arc::<Seen>::default();
         let marks = self.folder.join(format!("mysql-{}-verify", self.name));
         std::fs::create_dir_all(&marks)
             .map_err(|error| Error::permanent(ErrorKind::Other, format!("{}: {error}", marks.display())))?;
-        let comparing = compare::verify(&pair, &options, &marks, Arc::clone(&state), stop);
+        let comparing = compare::<Reader>(&pair, &options, &marks, Arc::clone(&state), stop, None);
         tokio::pin!(comparing);
         loop {
             tokio::select! {

@@ -5,34 +5,15 @@ use super::quote;
 use super::tables::{self, bound, is_integer, row_hash, shown};
 use crate::address::Address;
 use crate::verify::{Chunk, Column, Digest, Hashes, Reads, Table};
-pub use crate::verify::{Compared, Found, Options, Pair, Progress, Row, What};
 use mysql_async::{Params, Value};
 use rehome_part::{Error, Side};
-use std::path::Path;
-use std::sync::Arc;
 use tokio::sync::Mutex;
-use tokio_util::sync::CancellationToken;
 
 /// Digits of a hash that make a bucket: 4096 of them.
 const BUCKET_DIGITS: usize = 3;
 
-/// Compares all tables of two schemas, and says of each what was found. `marks`: a folder where an interrupted comparison finds how
-/// far it was. In `options` a table has its bare name.
-///
-/// # Errors
-/// A side cannot be read, or `stop` was asked for; what was compared until then is in the marks.
-pub async fn verify(
-    pair: &Pair,
-    options: &Options,
-    marks: &Path,
-    progress: Arc<Progress>,
-    stop: CancellationToken,
-) -> Result<Vec<Compared>, Error> {
-    crate::verify::compare::<Reader>(pair, options, marks, progress, stop).await
-}
-
 /// A session that reads one schema.
-struct Reader {
+pub(crate) struct Reader {
     session: Mutex<Session>,
     schema: String,
 }

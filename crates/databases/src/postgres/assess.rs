@@ -2,7 +2,8 @@
 
 use super::VERSIONS;
 use super::connect::Session;
-use rehome_part::{Error, Finding, Severity, Side};
+use crate::findings::Findings;
+use rehome_part::{Error, Finding};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use tokio_postgres::Row;
@@ -55,7 +56,7 @@ pub struct Watched {
 /// The catalogs cannot be read.
 pub async fn assess(session: &Session, watch: Duration) -> Result<Assessed, Error> {
     let server = Server::read(session).await?;
-    let mut found = Findings { side: session.side(), all: Vec::new() };
+    let mut found = Findings::of(session.side());
     server.judge(&mut found);
     let tables = tables(session, &mut found).await?;
     roles(session, &mut found).await?;
@@ -81,35 +82,6 @@ pub async fn assess(session: &Session, watch: Duration) -> Result<Assessed, Erro
         read_seconds,
         findings: found.all,
     })
-}
-
-struct Findings {
-    side: Side,
-    all: Vec<Finding>,
-}
-
-impl Findings {
-    fn add(&mut self, severity: Severity, id: &str, text: impl Into<String>, remedy: &str) {
-        self.all.push(Finding {
-            id: id.to_owned(),
-            severity,
-            side: Some(self.side),
-            text: text.into(),
-            remedy: (!remedy.is_empty()).then(|| remedy.to_owned()),
-        });
-    }
-
-    fn block(&mut self, id: &str, text: impl Into<String>, remedy: &str) {
-        self.add(Severity::Blocker, id, text, remedy);
-    }
-
-    fn warn(&mut self, id: &str, text: impl Into<String>, remedy: &str) {
-        self.add(Severity::Warning, id, text, remedy);
-    }
-
-    fn note(&mut self, id: &str, text: impl Into<String>) {
-        self.add(Severity::Info, id, text, "");
-    }
 }
 
 /// The first few names, and how many more there are.
@@ -241,7 +213,7 @@ SELECT n.nspname || '.' || c.relname, c.relkind::text, c.relpersistence::text, c
        CASE WHEN c.relkind IN ('r', 'p', 'm') THEN has_table_privilege(c.oid, 'SELECT') ELSE true END,
        pg_catalog.format('%I.%I', n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'f', 'm', 'S') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+WHERE c.relkind IN ('r', 'p', 'f', 'm', 'S') AND n.nspname NOT IN ('information_schema', 'rehome') AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY pg_total_relation_size(c.oid) DESC, 1";
 
@@ -564,7 +536,7 @@ async fn counters(session: &Session) -> Result<(f64, f64, f64, f64), Error> {
 /// The target's catalogs cannot be read.
 pub async fn fits(source: &Assessed, target: &Session) -> Result<Vec<Finding>, Error> {
     let server = Server::read(target).await?;
-    let mut found = Findings { side: target.side(), all: Vec::new() };
+    let mut found = Findings::of(target.side());
     if server.major < source.major {
         let text = format!("PostgreSQL {} is older than the source's {}", server.version, source.version);
         found.block("older-version", text, "Take a target of the same major version or a newer one.");
@@ -598,7 +570,7 @@ pub async fn fits(source: &Assessed, target: &Session) -> Result<Vec<Finding>, E
             "Install their packages on the target, or do without them on the source.",
         );
     }
-    let mut unheard = Findings { side: target.side(), all: Vec::new() };
+    let mut unheard = Findings::of(target.side());
     let held = tables(target, &mut unheard).await?;
     if held.count > 0 {
         let text = format!("{} table(s) are there already", held.count);

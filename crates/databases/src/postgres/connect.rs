@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row};
+use tokio_postgres::{Client, Config, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -17,21 +17,41 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// No name is found by a search path, so a table of that name elsewhere cannot stand in.
 const SETTINGS: &str = "SET search_path = pg_catalog; SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; \
     SET intervalstyle = 'postgres'; SET extra_float_digits = 1; SET bytea_output = 'hex'; SET xmloption = 'content'; \
-    SET lc_monetary = 'C'; SET client_encoding = 'UTF8'; SET default_transaction_read_only = on; \
-    SET idle_in_transaction_session_timeout = '5min'; SET lock_timeout = '10s'";
+    SET lc_monetary = 'C'; SET client_encoding = 'UTF8'; SET idle_in_transaction_session_timeout = '5min'; \
+    SET lock_timeout = '10s'; SET default_transaction_read_only = ";
 
-/// A session on one side that reads only.
+/// What a session may do. Either way the server's or the database's own word on it does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum May {
+    Read,
+    Write,
+}
+
+/// A session on one side.
 #[derive(Debug)]
 pub struct Session {
     client: Client,
     side: Side,
 }
 
-/// Opens a session. `password`: `None` where the server asks for none.
+/// Opens a session that reads only. `password`: `None` where the server asks for none.
 ///
 /// # Errors
 /// The server cannot be reached or proven, or does not let the user in; the text says which, and holds no secret.
 pub async fn connect(address: &Address, password: Option<&str>, side: Side) -> Result<Session, Error> {
+    connect_to(address, password, side, May::Read).await
+}
+
+/// Opens a session, to write too if it `may`.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_to(
+    address: &Address,
+    password: Option<&str>,
+    side: Side,
+    may: May,
+) -> Result<Session, Error> {
     let mut config = Config::new();
     config.host(&address.host).port(address.port).user(&address.user).dbname(&address.database);
     config.application_name("rehome").connect_timeout(CONNECT).keepalives_idle(Duration::from_secs(30));
@@ -56,7 +76,7 @@ pub async fn connect(address: &Address, password: Option<&str>, side: Side) -> R
     let session = Session { client, side };
     session
         .client
-        .batch_execute(SETTINGS)
+        .batch_execute(&format!("{SETTINGS}{}", if may == May::Read { "on" } else { "off" }))
         .await
         .map_err(|error| session.error("prepare a session", &error))?;
     Ok(session)
@@ -110,6 +130,39 @@ impl Session {
         self.client.query_one(statement, values).await.map_err(|error| self.error(doing, &error))
     }
 
+    /// Runs statements without values, all or none: a message of several is one transaction.
+    ///
+    /// # Errors
+    /// As [`Self::rows`].
+    pub async fn run(&self, doing: &str, statements: &str) -> Result<(), Error> {
+        self.client.batch_execute(statements).await.map_err(|error| self.error(doing, &error))
+    }
+
+    /// Rows as text, by one message and one answer: what is asked while writes wait must not cost a second round trip for the types
+    /// of its values. They are in the statement, as literals.
+    ///
+    /// # Errors
+    /// As [`Self::rows`].
+    pub(super) async fn asked(&self, doing: &str, statement: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+        let messages =
+            self.client.simple_query(statement).await.map_err(|error| self.error(doing, &error))?;
+        let rows = messages.into_iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        Ok(rows.collect())
+    }
+
+    /// As [`Self::run`], with what the server said of it.
+    pub(super) async fn try_run(&self, statements: &str) -> Result<(), tokio_postgres::Error> {
+        self.client.batch_execute(statements).await
+    }
+
+    /// The connection is gone; whatever is asked of it fails.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
     /// Reads all that a `COPY … TO STDOUT` gives, and says how much it was.
     pub(super) async fn copied_out(&self, doing: &str, statement: &str) -> Result<u64, Error> {
         let copied = self.client.copy_out(statement).await.map_err(|error| self.error(doing, &error))?;
@@ -122,7 +175,7 @@ impl Session {
     }
 }
 
-fn error_of(doing: &str, error: &tokio_postgres::Error) -> Error {
+pub(super) fn error_of(doing: &str, error: &tokio_postgres::Error) -> Error {
     let Some(db) = error.as_db_error() else {
         let text = format!("{doing}: {}", chain(error));
         return Error::temporary(ErrorKind::Network, text);
@@ -136,9 +189,15 @@ fn error_of(doing: &str, error: &tokio_postgres::Error) -> Error {
         SqlState::INSUFFICIENT_PRIVILEGE => Error::permanent(ErrorKind::Credentials, text)
             .hint("use a role that may read all tables (pg_read_all_data, or the owner)"),
         SqlState::INVALID_CATALOG_NAME => Error::permanent(ErrorKind::NotFound, text),
-        SqlState::TOO_MANY_CONNECTIONS | SqlState::CANNOT_CONNECT_NOW | SqlState::ADMIN_SHUTDOWN => {
-            Error::temporary(ErrorKind::Network, text)
-        }
+        SqlState::TOO_MANY_CONNECTIONS
+        | SqlState::CANNOT_CONNECT_NOW
+        | SqlState::ADMIN_SHUTDOWN
+        | SqlState::CRASH_SHUTDOWN => Error::temporary(ErrorKind::Network, text),
+        SqlState::LOCK_NOT_AVAILABLE
+        | SqlState::OBJECT_IN_USE
+        | SqlState::T_R_DEADLOCK_DETECTED
+        | SqlState::T_R_SERIALIZATION_FAILURE => Error::temporary(ErrorKind::Other, text),
+        SqlState::DISK_FULL => Error::temporary(ErrorKind::Full, text),
         _ => Error::permanent(ErrorKind::Other, text),
     }
 }

@@ -27,6 +27,24 @@ pub(super) fn names<'a>(all: impl IntoIterator<Item = &'a str>) -> String {
     list
 }
 
+/// A text in single quotes, for statements that take no parameters.
+pub(super) fn literal(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 3);
+    // With a backslash in it, what it means depends on a setting, unless it is said.
+    if text.contains('\\') {
+        quoted.push('E');
+    }
+    quoted.push('\'');
+    for character in text.chars() {
+        if matches!(character, '\'' | '\\') {
+            quoted.push(character);
+        }
+        quoted.push(character);
+    }
+    quoted.push('\'');
+    quoted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,5 +52,7 @@ mod tests {
     #[test]
     fn a_name_cannot_end_its_quotes() {
         assert_eq!(names(["order", "we\"ird; --"]), r#""order", "we""ird; --""#);
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal(r"a\'b"), r"E'a\\''b'");
     }
 }

@@ -29,7 +29,7 @@ LEFT JOIN LATERAL (
     ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1
 ) k ON true
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
-  AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+  AND n.nspname NOT IN ('information_schema', 'rehome') AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d
                   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY 1, 2";
@@ -66,5 +66,10 @@ pub(super) async fn read(session: &Session) -> Result<Vec<Table>, Error> {
 /// As `FROM` wants it; children by inheritance are tables of their own.
 pub(super) fn from(table: &Table) -> String {
     let only = if table.is_partitioned { "" } else { "ONLY " };
-    format!("{only}{}.{}", quote::name(&table.schema), quote::name(&table.name))
+    format!("{only}{}", quoted(table))
+}
+
+/// As SQL names it.
+pub(super) fn quoted(table: &Table) -> String {
+    format!("{}.{}", quote::name(&table.schema), quote::name(&table.name))
 }

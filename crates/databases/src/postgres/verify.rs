@@ -5,30 +5,12 @@ use super::quote;
 use super::tables::{self, from};
 use crate::address::Address;
 use crate::verify::{Chunk, Column, Digest, Hashes, Reads, Table};
-pub use crate::verify::{Compared, Found, Options, Pair, Progress, Row, What};
-use rehome_part::{Error, Side};
+use rehome_part::{Error, ErrorKind, Side};
 use std::fmt::Write;
-use std::path::Path;
-use std::sync::Arc;
 use tokio_postgres::types::ToSql;
-use tokio_util::sync::CancellationToken;
 
 /// Digits of a hash that make a bucket: 4096 of them.
 const BUCKET_DIGITS: usize = 3;
-
-/// Compares all tables, and says of each what was found. `marks`: a folder where an interrupted comparison finds how far it was.
-///
-/// # Errors
-/// A side cannot be read, or `stop` was asked for; what was compared until then is in the marks.
-pub async fn verify(
-    pair: &Pair,
-    options: &Options,
-    marks: &Path,
-    progress: Arc<Progress>,
-    stop: CancellationToken,
-) -> Result<Vec<Compared>, Error> {
-    crate::verify::compare::<Session>(pair, options, marks, progress, stop).await
-}
 
 impl Reads for Session {
     async fn open(address: &Address, password: Option<&str>, side: Side) -> Result<Self, Error> {
@@ -122,17 +104,61 @@ async fn nth_key(
     values: &[&str],
     skipped: u32,
 ) -> Result<Option<Vec<String>>, Error> {
+    let order = quote::names(table.key.iter().map(|column| &*column.name));
+    key_at(session, table, condition, values, &order, skipped).await
+}
+
+async fn key_at(
+    session: &Session,
+    table: &Table,
+    condition: &str,
+    values: &[&str],
+    order: &str,
+    skipped: u32,
+) -> Result<Option<Vec<String>>, Error> {
     let keys = quote::names(table.key.iter().map(|column| &*column.name));
     let texts: Vec<String> =
         table.key.iter().map(|column| format!("{}::text", quote::name(&column.name))).collect();
     let statement = format!(
-        "SELECT ARRAY[{}] FROM (SELECT {keys} FROM {} {condition} ORDER BY {keys} OFFSET {skipped} LIMIT 1) piece",
+        "SELECT to_json(ARRAY[{}])::text FROM (SELECT {keys} FROM {} {condition} ORDER BY {order} OFFSET {skipped} LIMIT 1) piece",
         texts.join(", "),
         from(table),
     );
     let doing = format!("find the next piece of {}", table.shown());
-    let found = session.rows(&doing, &statement, &parameters(values)).await?;
-    Ok(found.first().map(|row| row.get(0)))
+    let found = session.asked(&doing, &inlined(&statement, values)).await?;
+    found.first().and_then(|row| row.get(0)).map(key_in).transpose()
+}
+
+fn key_in(text: &str) -> Result<Vec<String>, Error> {
+    serde_json::from_str(text)
+        .map_err(|error| Error::permanent(ErrorKind::Corrupt, format!("a key that makes no sense: {error}")))
+}
+
+/// A statement with its parameters, all of them text, put in as literals: it is answered in one round trip.
+fn inlined(statement: &str, values: &[&str]) -> String {
+    let mut text = String::with_capacity(statement.len());
+    let mut rest = statement;
+    while let Some(at) = rest.find('$') {
+        let (before, parameter) = rest.split_at(at);
+        text.push_str(before);
+        let digits = parameter.bytes().skip(1).take_while(u8::is_ascii_digit).count();
+        let number: Option<usize> = parameter.get(1..=digits).and_then(|digits| digits.parse().ok());
+        match number.and_then(|number| values.get(number.checked_sub(1)?)) {
+            Some(value) => text.push_str(&quote::literal(value)),
+            None => text.push_str(parameter.get(..=digits).unwrap_or("$")),
+        }
+        rest = parameter.get(digits + 1..).unwrap_or_default();
+    }
+    text.push_str(rest);
+    text
+}
+
+/// The last `rows` rows by key, and all that come behind them.
+pub(super) async fn newest(session: &Session, table: &Table, rows: u32) -> Result<Chunk, Error> {
+    let backwards: Vec<String> =
+        table.key.iter().map(|column| format!("{} DESC", quote::name(&column.name))).collect();
+    let after = key_at(session, table, "", &[], &backwards.join(", "), rows).await?;
+    Ok(Chunk::Range { after, until: None })
 }
 
 /// Keys that cut a table into about `parts` equal ranges, by what the server knows of its values; none where it knows nothing.
@@ -158,7 +184,7 @@ async fn cuts(session: &Session, table: &Table, parts: usize) -> Result<Vec<Vec<
 }
 
 /// The sums of a piece; of a whole table by bucket.
-async fn digests(session: &Session, table: &Table, chunk: &Chunk) -> Result<Vec<Digest>, Error> {
+pub(super) async fn digests(session: &Session, table: &Table, chunk: &Chunk) -> Result<Vec<Digest>, Error> {
     let (condition, values) = condition(chunk, table);
     let bucket = if *chunk == Chunk::Whole { bucket_of(table) } else { "''".to_owned() };
     let half =
@@ -171,16 +197,15 @@ async fn digests(session: &Session, table: &Table, chunk: &Chunk) -> Result<Vec<
         from(table),
     );
     let doing = format!("sum up {}", table.shown());
-    let rows = session.rows(&doing, &statement, &parameters(&values)).await?;
-    let digest = |row: &tokio_postgres::Row| Digest {
-        bucket: row.get(0),
-        rows: row.get::<_, i64>(1) as u64,
-        sums: [row.get(2), row.get(3)],
+    let rows = session.asked(&doing, &inlined(&statement, &values)).await?;
+    let digest = |row: &tokio_postgres::SimpleQueryRow| {
+        let text = |place: usize| row.get(place).unwrap_or_default().to_owned();
+        Digest { bucket: text(0), rows: text(1).parse().unwrap_or_default(), sums: [text(2), text(3)] }
     };
     Ok(rows.iter().map(digest).collect())
 }
 
-async fn hashes(session: &Session, table: &Table, chunk: &Chunk) -> Result<Hashes, Error> {
+pub(super) async fn hashes(session: &Session, table: &Table, chunk: &Chunk) -> Result<Hashes, Error> {
     let (condition, values) = condition(chunk, table);
     let key = match table.key.is_empty() {
         true => row_hash(&table.columns),

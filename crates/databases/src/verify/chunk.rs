@@ -69,6 +69,11 @@ pub(crate) struct Digest {
 }
 
 impl Chunk {
+    /// Everything in a table, in one go.
+    pub fn all(table: &Table) -> Self {
+        if table.has_ranges() { Self::Range { after: None, until: None } } else { Self::Whole }
+    }
+
     /// The parts of it that are to be looked at again.
     pub fn differing(&self, ours: &[Digest], theirs: &[Digest]) -> Vec<Self> {
         if *self != Self::Whole {

@@ -9,8 +9,9 @@
 mod chunk;
 mod marks;
 
-use crate::address::Address;
-pub(crate) use chunk::{Chunk, Column, Differences, Digest, Hashes, Table, differences, what};
+use crate::address::{Address, Engine};
+use async_trait::async_trait;
+pub(crate) use chunk::{Chunk, Column, Differences, Digest, Hashes, Sides, Table, differences, what};
 use marks::{Marks, Part};
 use rehome_part::{Error, Side};
 use serde::{Deserialize, Serialize};
@@ -31,7 +32,7 @@ const LOOKED_AT_TOGETHER: usize = 16;
 /// How to compare.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `schema.table`; empty: all.
+    /// `schema.table`; of MySQL the bare name, of Redis a database's number. Empty: all.
     pub tables: Vec<String>,
     /// Rows of a piece.
     pub chunk_rows: u32,
@@ -62,6 +63,15 @@ pub struct Progress {
     pub rows_expected: AtomicU64,
     pub tables: AtomicU64,
     pub tables_expected: AtomicU64,
+    /// Of values that had to be read; none where servers sum up their own.
+    pub bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Rows that were compared, and all there are by the server's guess.
+    pub fn rows(&self) -> (u64, u64) {
+        (self.rows.load(Ordering::Relaxed), self.rows_expected.load(Ordering::Relaxed))
+    }
 }
 
 /// What was found of one table.
@@ -137,6 +147,16 @@ impl Pair {
     }
 }
 
+/// Knows when what is under way has arrived.
+#[async_trait]
+pub(crate) trait Arrival: std::fmt::Debug + Send + Sync {
+    /// Until all that was committed before this call is on the other side, or it is plain that nothing will come.
+    ///
+    /// # Errors
+    /// A side cannot be asked.
+    async fn wait(&self) -> Result<(), Error>;
+}
+
 /// A session of one engine that reads for a comparison.
 pub(crate) trait Reads: Send + Sync + Sized {
     fn open(
@@ -174,16 +194,47 @@ pub(crate) trait Reads: Send + Sync + Sized {
     fn hashes(&self, table: &Table, chunk: &Chunk) -> impl Future<Output = Result<Hashes, Error>> + Send;
 }
 
-/// Compares all tables, and says of each what was found. `marks`: a folder where an interrupted comparison finds how far it was.
+/// Compares all tables of two databases of one engine (of Redis: all its databases), and says of each what was found. `marks`: a
+/// folder where an interrupted comparison finds how far it was; Redis keeps none.
 ///
 /// # Errors
-/// A side cannot be read, or `stop` was asked for; what was compared until then is in the marks.
+/// The engines are not the same, a side cannot be read, or `stop` was asked for; what was compared until then is in the marks.
+pub async fn verify(
+    pair: &Pair,
+    options: &Options,
+    marks: &Path,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+) -> Result<Vec<Compared>, Error> {
+    let (ours, theirs) = (pair.source.0.engine, pair.target.0.engine);
+    if ours != theirs {
+        let text = format!(
+            "the source is {} and the target {}: their rows cannot be compared",
+            ours.shown(),
+            theirs.shown()
+        );
+        return Err(Error::permanent(rehome_part::ErrorKind::Unsupported, text));
+    }
+    match ours {
+        Engine::Postgres => {
+            compare::<crate::postgres::Session>(pair, options, marks, progress, stop, None).await
+        }
+        Engine::Mysql => compare::<crate::mysql::Reader>(pair, options, marks, progress, stop, None).await,
+        Engine::Redis => crate::redis::verify::verify(pair, options, &progress, &stop).await,
+    }
+}
+
+/// The same for one engine's tables; with an `arrival`, changes get the time that they need instead of `patience`.
+///
+/// # Errors
+/// As [`verify`].
 pub(crate) async fn compare<S: Reads>(
     pair: &Pair,
     options: &Options,
     marks: &Path,
     progress: Arc<Progress>,
     stop: CancellationToken,
+    arrival: Option<&dyn Arrival>,
 ) -> Result<Vec<Compared>, Error> {
     let (source, target) =
         tokio::try_join!(pair.session::<S>(Side::Source), pair.session::<S>(Side::Target))?;
@@ -213,7 +264,7 @@ pub(crate) async fn compare<S: Reads>(
     }
     let queue = Mutex::new(queue);
     let workers = sessions.iter().map(|(source, target)| {
-        let work = Work { source, target, options, marks: &marks, progress: &progress, stop: &stop };
+        let work = Work { source, target, options, marks: &marks, progress: &progress, stop: &stop, arrival };
         let queue = &queue;
         Box::pin(async move {
             let mut done = Vec::new();
@@ -349,6 +400,15 @@ impl Compared {
     pub fn is_same(&self) -> bool {
         self.found == Found::Same
     }
+
+    /// Why its rows could not be compared, if so.
+    pub fn is_unlike(&self) -> Option<String> {
+        match self.found {
+            Found::Missing(side) => Some(format!("{} is not on the {side}", self.table)),
+            Found::Unlike => Some(format!("{}: {}", self.table, self.notes.join(", "))),
+            _ => None,
+        }
+    }
 }
 
 /// What one worker has.
@@ -359,6 +419,7 @@ struct Work<'a, S> {
     marks: &'a Marks,
     progress: &'a Progress,
     stop: &'a CancellationToken,
+    arrival: Option<&'a dyn Arrival>,
 }
 
 impl<S: Reads> Work<'_, S> {
@@ -435,7 +496,14 @@ impl<S: Reads> Work<'_, S> {
 
     /// Changes may be on their way: what differs is compared again until it does not, or they had time enough.
     async fn wait_for(&self, table: &Table, mut dirty: Vec<Chunk>) -> Result<Vec<Chunk>, Error> {
-        let until = Instant::now() + self.options.patience;
+        let patience = match self.arrival {
+            Some(arrival) if !dirty.is_empty() => {
+                arrival.wait().await?;
+                Duration::ZERO
+            }
+            _ => self.options.patience,
+        };
+        let until = Instant::now() + patience;
         let mut pause = Duration::from_millis(100);
         loop {
             let mut left = Vec::new();
@@ -465,7 +533,10 @@ impl<S: Reads> Work<'_, S> {
     ) -> Result<(), Error> {
         let mut before = self.differences(table, chunks).await?;
         for look in 1..LOOKS {
-            self.pause(BETWEEN_LOOKS).await?;
+            match self.arrival {
+                Some(arrival) => arrival.wait().await?,
+                None => self.pause(BETWEEN_LOOKS).await?,
+            }
             let mut now = self.differences(table, chunks).await?;
             // Only rows that differed at every look are left.
             now.retain(|key, _| before.contains_key(key));

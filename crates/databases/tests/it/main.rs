@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
 
 mod assess;
+mod contract;
+mod moved;
 mod mysql_assess;
 mod mysql_contract;
 mod mysql_copy;
@@ -11,6 +13,11 @@ mod mysql_switch;
 mod mysql_tls;
 mod mysql_verify;
 mod mysql_world;
+mod redis_assess;
+mod redis_contract;
+mod redis_part;
+mod redis_switch;
+mod redis_world;
 mod replicated;
 mod support;
 mod tls;

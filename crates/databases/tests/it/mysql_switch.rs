@@ -5,7 +5,7 @@ use crate::mysql_world::{Following, Quiet, World, follow};
 use mysql_async::prelude::Queryable;
 use rehome_databases::FenceMeans;
 use rehome_databases::mysql::MysqlPart;
-use rehome_part::{Epoch, Fence, Flow, FollowState, Marker, Part, Position, Progress, Scope, Severity, Side};
+use rehome_part::{Epoch, Fence, Flow, FollowState, Marker, Part, Position, Scope, Severity, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -173,8 +173,7 @@ async fn what_was_acknowledged_is_there_exactly_once_there_and_back() {
     let mut at_work = writers(&world, Side::Source, first, COUNT, pause);
     part.copy(Flow::Forward, Arc::new(Quiet), CancellationToken::new()).await.unwrap();
     part.fence(Side::Target).await.unwrap();
-    let mut epoch = 1;
-    for round in 0..rounds * 2 {
+    for (epoch, round) in (1..).zip(0..rounds * 2) {
         let flow = if round % 2 == 0 { Flow::Forward } else { Flow::Reverse };
         let mut following = follow(&part, flow);
         following.caught_up().await;
@@ -212,7 +211,6 @@ async fn what_was_acknowledged_is_there_exactly_once_there_and_back() {
             "a transaction was applied twice or in half"
         );
         at_work = writers(&world, flow.to(), first, COUNT, pause);
-        epoch += 1;
     }
     all.0.extend(at_work.end().await.0);
     let mut following = follow(&part, Flow::Forward);

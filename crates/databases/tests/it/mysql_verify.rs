@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use rehome_databases::Address;
-use rehome_databases::mysql::verify::{Compared, Found, Options, Pair, Progress, Row, What, verify};
+use rehome_databases::verify::{Compared, Found, Options, Pair, Progress, Row, What, verify};
 use rehome_testkit::mariadb::Mariadb;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,7 +1,7 @@
 //! A comparison of two real servers while one follows the other by its own logical replication, under writes.
 
 use crate::support::*;
-use rehome_databases::postgres::verify::{Found, Options, Pair, Progress, verify};
+use rehome_databases::verify::{Found, Options, Pair, Progress, verify};
 use rehome_testkit::postgres::{Postgres, programs};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Comparisons on a real server: what is the same, what differs and by which row, what is only late, and going on after an end.
 
 use crate::support::*;
-use rehome_databases::postgres::verify::{Compared, Found, Options, Pair, Progress, Row, What, verify};
+use rehome_databases::verify::{Compared, Found, Options, Pair, Progress, Row, What, verify};
 use rehome_part::{Error, Side};
 use rehome_testkit::postgres::Postgres;
 use std::path::Path;

@@ -3,13 +3,13 @@
 
 use super::audit::Audit;
 use super::feed::{Feed, PAGE_CHANGES, Page};
-use super::meter::Meter;
 use super::window::{Slot, Window};
 use super::{Place, REPORT_EVERY, Trouble, carry_at_last, may_pass};
 use crate::listing::is_reserved;
 use crate::mover::state::wall_millis;
 use crate::mover::{Carried, Mover};
 use futures::future::BoxFuture;
+use rehome_part::meter::Meter;
 use rehome_part::{Error, ErrorKind, Flow, FollowReport, FollowState, Result};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;

@@ -5,7 +5,6 @@ mod audit;
 mod by_feed;
 mod by_listing;
 mod feed;
-mod meter;
 mod window;
 mod writers;
 

@@ -12,7 +12,7 @@ use url::Url;
 
 pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
     something_moves(root, found);
-    for list in ["objects", "services", "gateways", "workers"] {
+    for list in ["objects", "databases", "services", "gateways", "workers"] {
         unique(root.list(list), "name", &format!("two {list} are called"), found);
     }
     listeners::check(root.list("services"), found);
@@ -26,6 +26,10 @@ pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
         fence(objects, found);
     }
     two_into_one(root, found);
+    one_name_one_part(root, found);
+    for database in root.list("databases") {
+        database_ends(database, found);
+    }
     for service in root.list("services") {
         uses(root, service, found);
         reads(service, found);
@@ -36,11 +40,14 @@ pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
 fn something_moves(root: &Node, found: &mut Vec<Raw>) {
     if root.get("migration").is_some()
         && !is_there_or_meant(root, "objects")
+        && !is_there_or_meant(root, "databases")
         && !is_there_or_meant(root, "services")
     {
         found.push(
-            Raw::whole_file("nothing moves: the file has no `[[objects]]` and no `[[services]]`")
-                .hint("`rehome init` writes a file with an example of each"),
+            Raw::whole_file(
+                "nothing moves: the file has no `[[objects]]`, no `[[databases]]` and no `[[services]]`",
+            )
+            .hint("`rehome init` writes a file with an example of each"),
         );
     }
 }
@@ -235,6 +242,58 @@ fn two_into_one(root: &Node, found: &mut Vec<Raw>) {
     }
 }
 
+/// Services name their parts, whatever they are.
+fn one_name_one_part(root: &Node, found: &mut Vec<Raw>) {
+    let objects: Vec<&str> =
+        root.list("objects").iter().filter_map(|objects| objects.text_of("name")).collect();
+    for name in root.list("databases").iter().filter_map(|database| database.get("name")) {
+        if name.text().is_some_and(|text| objects.contains(&text)) {
+            let problem = Raw::error(
+                &name.span,
+                format!("objects are called \"{}\", too", quote(name.text().unwrap_or_default())),
+            );
+            found.push(problem.hint("give each part a name of its own"));
+        }
+    }
+}
+
+fn database_ends(database: &Node, found: &mut Vec<Raw>) {
+    let url = |side: &str| database.get(side).and_then(|end| end.get("url")?.text().map(str::to_owned));
+    let scheme = |text: &str| {
+        text.split(':')
+            .next()
+            .unwrap_or_default()
+            .replace("postgresql", "postgres")
+            .replace("rediss", "redis")
+            .replace("mariadb", "mysql")
+    };
+    if let (Some(source), Some(target)) = (url("source"), url("target"))
+        && let Some(place) = database.get("target").and_then(|end| end.get("url"))
+    {
+        if source == target {
+            let problem = Raw::error(&place.span, "`source` and `target` are the same database");
+            found.push(problem.hint("write where the database is in the new cloud"));
+        } else if scheme(&source) != scheme(&target) {
+            let problem = Raw::error(&place.span, "`source` and `target` are of different engines");
+            found.push(problem.hint("a database moves by its engine's own replication, to the same engine"));
+        }
+    }
+    let fence = database.get("fence").and_then(Node::text).unwrap_or("writes");
+    let has_logins = |side: &str| database.get(side).is_none_or(|end| !end.list("applications").is_empty());
+    let place = database.entry("name").map_or(0..0, |entry| entry.value.span.clone());
+    if fence == "none" {
+        let place = database.get("fence").map_or(place, |fence| fence.span.clone());
+        found.push(
+            Raw::warning(&place, "without a fence, nothing keeps a forgotten writer out of the old side")
+                .hint("the report will say \"one writable side: not proven\""),
+        );
+    } else if !(has_logins("source") && has_logins("target")) {
+        found.push(Raw::warning(&place, "nothing can prove the fence: `applications` are missing").hint(
+            "add the application's own logins of both sides; the proof is a write that they are refused",
+        ));
+    }
+}
+
 fn fence(objects: &Node, found: &mut Vec<Raw>) {
     let plan = objects.get("fence");
     let by = plan.and_then(|plan| plan.text_of("by")).unwrap_or("policy");
@@ -310,8 +369,8 @@ fn policy(objects: &Node, place: &std::ops::Range<usize>, found: &mut Vec<Raw>) 
 }
 
 fn uses(root: &Node, service: &Node, found: &mut Vec<Raw>) {
-    let parts: Vec<&str> =
-        root.list("objects").iter().filter_map(|objects| objects.text_of("name")).collect();
+    let all = root.list("objects").iter().chain(root.list("databases"));
+    let parts: Vec<&str> = all.filter_map(|part| part.text_of("name")).collect();
     for used in service.list("uses") {
         let Some(name) = used.text().filter(|name| !parts.contains(name)) else { continue };
         let problem = Raw::error(&used.span, format!("no part is called \"{}\"", quote(name)));
@@ -320,7 +379,9 @@ fn uses(root: &Node, service: &Node, found: &mut Vec<Raw>) {
             None => problem,
         };
         found.push(match parts.is_empty() {
-            true => problem.hint("the file has no parts yet: add `[[objects]]` with this name"),
+            true => {
+                problem.hint("the file has no parts yet: add `[[objects]]` or `[[databases]]` with this name")
+            }
             false => problem.hint(format!("parts of this file: {}", listed(parts.iter().copied()))),
         });
     }

@@ -95,7 +95,11 @@ pub(super) fn check(
         }
         (Some("Secret"), [.., key]) => secret_problem(key, text, span),
         (Some("ClientKey"), _) => client_key(text, span),
-        (_, ["migration" | "objects" | "services" | "gateways" | "workers", "name"]) => name(text, span),
+        (_, ["migration" | "objects" | "databases" | "services" | "gateways" | "workers", "name"]) => {
+            name(text, span)
+        }
+        (_, ["databases", "source" | "target", key @ ("url" | "seen_by_other")]) => database(key, text, span),
+        (_, ["databases", "source" | "target", "applications", key @ "user"]) => not_empty(key, text, span),
         (_, ["objects", "source" | "target", "url"]) => store(text, span),
         (_, ["objects", .., "endpoint"]) => {
             service_address("endpoint", text, "https://oss-cn-hangzhou.aliyuncs.com", span)
@@ -260,6 +264,39 @@ fn method(text: &str, span: &Range<usize>) -> Option<Raw> {
 /// The parts of a store's address that matter here.
 pub(super) fn store_url(text: &str) -> Option<Url> {
     Url::parse(text).ok().filter(|url| STORE_SCHEMES.contains(&url.scheme()))
+}
+
+/// Engines that move; what else an address may say is its driver's business.
+const DATABASE_SCHEMES: [&str; 6] = ["postgres", "postgresql", "mysql", "mariadb", "redis", "rediss"];
+
+fn database(key: &str, text: &str, span: &Range<usize>) -> Option<Raw> {
+    let example = "write for example \"postgres://rehome@10.0.0.5:5432/shop\"";
+    let Ok(url) = Url::parse(text) else {
+        let problem =
+            Raw::error(span, format!("`{key}` \"{}\" is not the address of a database", quote(text)));
+        return Some(problem.hint(example));
+    };
+    if url.password().is_some() {
+        let problem = Raw::error(span, "this address carries a password in plain text");
+        return Some(problem.hint("take it out of the address and write `password = \"env:NAME\"`"));
+    }
+    if !DATABASE_SCHEMES.contains(&url.scheme()) {
+        let problem = Raw::error(span, format!("no database that moves is called `{}`", quote(url.scheme())));
+        let problem = match nearest(url.scheme(), DATABASE_SCHEMES) {
+            Some(guess) => problem.hint(format!("did you mean `{guess}://`?")),
+            None => problem,
+        };
+        return Some(problem.hint(format!("known kinds: {}", listed(DATABASE_SCHEMES))));
+    }
+    if url.scheme().starts_with("redis") {
+        return None; // who we are and which numbers there are has a default
+    }
+    let missing = match (url.username().is_empty(), url.path().trim_matches('/').is_empty()) {
+        (true, _) => "user",
+        (_, true) => "database",
+        _ => return None,
+    };
+    Some(Raw::error(span, format!("`{key}` names no {missing}")).hint(example))
 }
 
 fn store(text: &str, span: &Range<usize>) -> Option<Raw> {

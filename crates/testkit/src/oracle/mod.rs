@@ -3,10 +3,12 @@
 
 mod evidence;
 mod judge;
+mod records;
 mod sides;
 
 pub use evidence::{Evidence, Media, gather};
 pub use judge::judge;
+pub use records::gather_records;
 
 use serde::{Deserialize, Serialize};
 

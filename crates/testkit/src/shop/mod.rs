@@ -3,8 +3,12 @@
 //! leaves two receipts.
 
 mod order;
+mod records;
 
 pub use order::Order;
+pub(crate) use records::order_of;
+pub use records::{DATABASE_TABLES, DatabaseConfig};
+use records::{Database, Records};
 
 use crate::cloud::process::{Ready, end_asked, read_config, say_ready};
 use crate::cloud::{CloudError, Keys, bind};
@@ -44,6 +48,9 @@ pub struct ShopConfig {
     pub s3: SocketAddr,
     pub bucket: String,
     pub keys: Keys,
+    /// Orders and receipts are here, not in the bucket.
+    #[serde(default)]
+    pub database: Option<DatabaseConfig>,
     /// How long a write is thought about before it is stored.
     #[serde(default)]
     pub think_ms: u64,
@@ -76,6 +83,7 @@ pub async fn serve(config: ShopConfig, shutdown: CancellationToken) -> Result<Ru
     let shop = Arc::new(Shop {
         s3: S3::new(config.s3, &config.bucket, config.keys.clone()),
         cloud,
+        database: config.database.clone().map(Database::new).map(Arc::new),
         config: Arc::new(config),
     });
     let task = tokio::spawn(crate::listen::serve(listener, shutdown, move |request| {
@@ -103,6 +111,7 @@ type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 #[derive(Debug)]
 struct Shop {
     s3: S3,
+    database: Option<Arc<Database>>,
     cloud: HeaderValue,
     config: Arc<ShopConfig>,
 }
@@ -154,7 +163,8 @@ impl Shop {
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
         // What it writes names the request, so that the change hook can tell who came through a gateway.
         let s3 = self.s3.for_request(request.headers().get(REQUEST_HEADER));
-        let this = Self { s3, cloud: self.cloud.clone(), config: Arc::clone(&self.config) };
+        let (database, cloud) = (self.database.clone(), self.cloud.clone());
+        let this = Self { s3, database, cloud, config: Arc::clone(&self.config) };
         this.serve(request).await
     }
 
@@ -173,8 +183,15 @@ impl Shop {
         }
     }
 
+    fn records(&self) -> Records<'_> {
+        match &self.database {
+            Some(database) => Records::Database(database),
+            None => Records::Bucket(&self.s3),
+        }
+    }
+
     async fn health(&self) -> Result<Response<Body>, Refusal> {
-        self.s3.list_page(ORDERS, None, 1).await?;
+        self.records().health().await?;
         Ok(json_answer(StatusCode::OK, &json!({ "healthy": true })))
     }
 
@@ -182,42 +199,34 @@ impl Shop {
         check_name(&wish.client)?;
         self.think().await;
         let order = Order::new(&wish);
-        self.store(&order).await?;
-        let receipt = format!("{RECEIPTS}{}/{}-{}", wish.client, wish.number, order.id);
-        self.s3.put(&receipt, &HeaderMap::new(), Bytes::from(order.id.clone())).await?;
+        self.records().create(&order, &self.config.cloud).await?;
         Ok(json_answer(StatusCode::CREATED, &json!({ "order": order.id })))
     }
 
     async fn update(&self, id: &str, wish: Wish) -> Result<Response<Body>, Refusal> {
-        let mut order = self.load(id).await?;
-        if order.client != wish.client {
-            return Err(Refusal::new(StatusCode::FORBIDDEN, "another client's order"));
-        }
+        check_name(id)?;
         self.think().await;
-        order.apply(&wish);
-        self.store(&order).await?;
-        Ok(json_answer(StatusCode::OK, &json!({ "order": order.id, "version": order.version })))
+        let version = self.records().update(id, &wish).await?;
+        Ok(json_answer(StatusCode::OK, &json!({ "order": id, "version": version })))
     }
 
     async fn remove(&self, id: &str) -> Result<Response<Body>, Refusal> {
         check_name(id)?;
         self.think().await;
-        self.s3.delete(&format!("{ORDERS}{id}.json")).await?;
+        self.records().remove(id).await?;
         Ok(json_answer(StatusCode::OK, &json!({ "order": id })))
     }
 
     async fn show(&self, id: &str) -> Result<Response<Body>, Refusal> {
-        let order = self.load(id).await?;
+        check_name(id)?;
+        let order = self.records().load(id).await?;
         Ok(json_answer(StatusCode::OK, &order))
     }
 
-    /// The receipts of one client: `{number}-{order}` each.
     async fn receipts(&self, query: &str) -> Result<Response<Body>, Refusal> {
         let client = query.strip_prefix("client=").unwrap_or("");
         check_name(client)?;
-        let prefix = format!("{RECEIPTS}{client}/");
-        let listed = self.s3.list(&prefix).await?;
-        let receipts: Vec<&str> = listed.iter().filter_map(|line| line.key.strip_prefix(&prefix)).collect();
+        let receipts = self.records().receipts(client).await?;
         Ok(json_answer(StatusCode::OK, &json!({ "receipts": receipts })))
     }
 
@@ -263,23 +272,6 @@ impl Shop {
 
     async fn think(&self) {
         tokio::time::sleep(Duration::from_millis(self.config.think_ms)).await;
-    }
-
-    async fn load(&self, id: &str) -> Result<Order, Refusal> {
-        check_name(id)?;
-        let found = self.s3.get(&format!("{ORDERS}{id}.json")).await?;
-        let (_, text) = found.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "no such order"))?;
-        serde_json::from_slice(&text).map_err(|error| {
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the order is damaged: {error}"))
-        })
-    }
-
-    async fn store(&self, order: &Order) -> Result<(), Refusal> {
-        let text = serde_json::to_vec(order).expect("an order is plain data");
-        let headers =
-            [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))].into_iter().collect();
-        self.s3.put(&format!("{ORDERS}{}.json", order.id), &headers, text.into()).await?;
-        Ok(())
     }
 }
 

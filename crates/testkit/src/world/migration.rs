@@ -1,5 +1,6 @@
 //! The migration file of a world: an ordinary `rehome.toml`, as a user would write it.
 
+use crate::postgres::{APPLICATION, DATABASE, MIGRATION};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -33,6 +34,9 @@ pub(super) struct Place<'a> {
     pub s3: SocketAddr,
     pub events: SocketAddr,
     pub shop: SocketAddr,
+    pub database: Option<SocketAddr>,
+    /// Where the other side's server finds it, if elsewhere.
+    pub database_from_other: Option<SocketAddr>,
     pub principal: &'a str,
     /// `a-` or `b-`: secrets are files that begin with it.
     pub secrets: &'a str,
@@ -88,11 +92,29 @@ pub(super) fn text(
         add(format!("token = {}\n", secret(place, "events-token")));
     }
     add("[objects.fence]\nby = \"policy\"\n".into());
+    let has_database = source.database.is_some();
+    if has_database {
+        add("[[databases]]\nname = \"orders\"\n".into());
+    }
+    for (side, place) in ["source", "target"].into_iter().zip(places) {
+        let Some(address) = place.database else { continue };
+        let url = |address: SocketAddr| quoted(&format!("postgres://{MIGRATION}@{address}/{DATABASE}"));
+        add(format!("[databases.{side}]"));
+        add(format!("url = {}", url(address)));
+        add(format!("password = {}", secret(place, "database-migration")));
+        if let Some(other) = place.database_from_other {
+            add(format!("seen_by_other = {}", url(other)));
+        }
+        let login =
+            format!("{{ user = {}, password = {} }}", quoted(APPLICATION), secret(place, "database-app"));
+        add(format!("applications = [{login}]\n"));
+    }
     add("[[services]]\nname = \"shop\"".into());
     add(format!("listen = {}", quoted(&gateway.to_string())));
     add(format!("source = {}", quoted(&format!("http://{}", source.shop))));
     add(format!("target = {}", quoted(&format!("http://{}", target.shop))));
-    add("health = \"/healthz\"\nuses = [\"media\"]\nmax_staleness = \"2s\"".into());
+    let uses = if has_database { "\"media\", \"orders\"" } else { "\"media\"" };
+    add(format!("health = \"/healthz\"\nuses = [{uses}]\nmax_staleness = \"2s\""));
     add("# Each cloud's shop says where it is; nothing else may differ.".into());
     add("shadow = { share = 50, least = 20, ignore = [\"shop-cloud\"] }".into());
     text

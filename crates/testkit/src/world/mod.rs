@@ -12,8 +12,9 @@ pub use seed::{Manifest, Profile, Seeded, seed};
 
 use crate::cloud::{Faults, Keys, Mutation, S3Config, read_mutations};
 use crate::delay::DelayConfig;
+use crate::postgres::{APPLICATION, DATABASE, MIGRATION, PostgresConfig};
 use crate::s3::{S3, S3Failure};
-use crate::shop::ShopConfig;
+use crate::shop::{DatabaseConfig, ShopConfig};
 use migration::Place;
 use process::{Launch, free_addresses, write_secret};
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,8 @@ pub struct WorldConfig {
     /// Leave all processes running when this ends (`--keep`).
     pub keep: bool,
     pub times: SwitchTimes,
+    /// The shops keep orders and receipts in PostgreSQL, which must be on this machine.
+    pub postgres: bool,
     /// Faults of the two clouds, source first.
     pub faults: [Faults; 2],
 }
@@ -65,6 +68,7 @@ impl WorldConfig {
             think: Duration::ZERO,
             keep: false,
             times: SwitchTimes::default(),
+            postgres: false,
             faults: [Faults::default(), Faults::default()],
         }
     }
@@ -80,14 +84,30 @@ pub struct Cloud {
     pub s3: SocketAddr,
     pub events: SocketAddr,
     pub shop: SocketAddr,
+    /// Of its database, where it has one.
+    #[serde(default)]
+    pub database: Option<SocketAddr>,
     #[serde(skip)]
     keys: Option<[Keys; 2]>,
+    /// Of the migration's role in the database.
+    #[serde(skip)]
+    database_password: Option<String>,
 }
 
 impl Cloud {
     /// The bucket as the migration's principal sees it, without distance.
     pub fn bucket(&self) -> Option<S3> {
         self.keys.as_ref().map(|[_, migration]| S3::new(self.s3, BUCKET, migration.clone()))
+    }
+
+    /// The database as the migration's role sees it, without distance.
+    pub fn records(&self) -> Option<DatabaseConfig> {
+        Some(DatabaseConfig {
+            address: self.database?,
+            user: MIGRATION.into(),
+            password: self.database_password.clone()?,
+            database: DATABASE.into(),
+        })
     }
 
     /// The name and all mutations so far, for [`crate::oracle::judge`].
@@ -122,15 +142,17 @@ impl World {
             std::fs::create_dir_all(&path).map_err(|source| WorldError::File { path, source })?;
         }
         // A cloud that is killed comes back where it was, so its addresses are fixed before it starts.
-        let addresses: [SocketAddr; 7] = free_addresses()?;
+        let addresses: [SocketAddr; 9] = free_addresses()?;
         let mut processes = Vec::new();
-        let source = start_cloud(config, 0, &addresses[..3], &mut processes).await?;
-        let target = start_cloud(config, 1, &addresses[3..6], &mut processes).await?;
-        let far = start_distance(config, &target, &mut processes).await?;
+        // The application's role moves with its password.
+        let passwords = [fresh_secret(), fresh_secret()];
+        let source = start_cloud(config, 0, &addresses[..4], &passwords, &mut processes).await?;
+        let target = start_cloud(config, 1, &addresses[4..8], &passwords, &mut processes).await?;
+        let far = start_distance(config, &source, &target, &mut processes).await?;
         let filled = source.bucket().expect("a cloud that was just started has its keys");
         let manifest = seed(&filled, config.profile, config.seed).await?;
-        let gateway = addresses[6];
-        let migration_file = write_migration(config, &source, &target, far, gateway)?;
+        let gateway = addresses[8];
+        let migration_file = write_migration(config, &source, &target, &far, gateway)?;
         let world = Self { source, target, migration_file, gateway, manifest, processes };
         world.write_manifest(&config.directory)?;
         Ok(world)
@@ -151,6 +173,7 @@ async fn start_cloud(
     config: &WorldConfig,
     side: usize,
     addresses: &[SocketAddr],
+    [application, migration]: &[String; 2],
     processes: &mut Vec<Process>,
 ) -> Result<Cloud, WorldError> {
     let letter = ["a", "b"][side];
@@ -164,6 +187,18 @@ async fn start_cloud(
     secret("migration-access", &keys[1].access_key)?;
     secret("migration-secret", &keys[1].secret_key)?;
     secret("events-token", &token)?;
+    let database = config.postgres.then_some(addresses[3]);
+    if let Some(listen) = database {
+        secret("database-app", application)?;
+        secret("database-migration", migration)?;
+        let server = PostgresConfig {
+            listen,
+            application_password: (side == 0).then(|| application.clone()),
+            migration_password: migration.clone(),
+            outlive_parent: config.keep,
+        };
+        processes.push(launch(config, "postgres", format!("{letter}-postgres"), &server).start().await?);
+    }
     let directory = config.directory.join(format!("cloud-{letter}"));
     let s3 = S3Config {
         directory: directory.clone(),
@@ -185,6 +220,12 @@ async fn start_cloud(
         s3: addresses[0],
         bucket: BUCKET.into(),
         keys: keys[0].clone(),
+        database: database.map(|address| DatabaseConfig {
+            address,
+            user: APPLICATION.into(),
+            password: application.clone(),
+            database: DATABASE.into(),
+        }),
         think_ms: u64::try_from(config.think.as_millis()).unwrap_or(u64::MAX),
         slow_ms: 0,
         outlive_parent: config.keep,
@@ -197,7 +238,9 @@ async fn start_cloud(
         s3: addresses[0],
         events: addresses[1],
         shop: addresses[2],
+        database,
         keys: Some(keys),
+        database_password: database.map(|_| migration.clone()),
     })
 }
 
@@ -217,36 +260,46 @@ fn launch<'a, C: Serialize>(
     }
 }
 
-/// The target's S3, feed and shop as they are reached from the source's place.
+/// What is reached from the other place: S3, feed and shop of the target, and each database.
+struct Far {
+    s3: SocketAddr,
+    events: SocketAddr,
+    shop: SocketAddr,
+    target_database: Option<SocketAddr>,
+    /// The source's database, as the target's server reaches it.
+    source_database: Option<SocketAddr>,
+}
+
 async fn start_distance(
     config: &WorldConfig,
+    source: &Cloud,
     target: &Cloud,
     processes: &mut Vec<Process>,
-) -> Result<[SocketAddr; 3], WorldError> {
-    let near = [target.s3, target.events, target.shop];
-    if config.round_trip.is_zero() {
-        return Ok(near);
+) -> Result<Far, WorldError> {
+    let mut addresses = vec![target.s3, target.events, target.shop];
+    addresses.extend(target.database);
+    addresses.extend(source.database);
+    if !config.round_trip.is_zero() {
+        let delay = DelayConfig {
+            to: addresses,
+            round_trip_ms: u64::try_from(config.round_trip.as_millis()).unwrap_or(u64::MAX),
+            outlive_parent: config.keep,
+        };
+        let process = launch(config, "delay", "distance".into(), &delay).start().await?;
+        addresses = process.ready.clone();
+        processes.push(process);
     }
-    let delay = DelayConfig {
-        to: near.to_vec(),
-        round_trip_ms: u64::try_from(config.round_trip.as_millis()).unwrap_or(u64::MAX),
-        outlive_parent: config.keep,
-    };
-    let process = launch(config, "delay", "distance".into(), &delay).start().await?;
-    let far = process.ready.as_slice().try_into();
-    let far = far.map_err(|_| WorldError::Process {
-        name: "distance".into(),
-        why: "it names other addresses".into(),
-    })?;
-    processes.push(process);
-    Ok(far)
+    let other = || WorldError::Process { name: "distance".into(), why: "it names other addresses".into() };
+    let [s3, events, shop, databases @ ..] = addresses.as_slice() else { return Err(other()) };
+    let (target_database, source_database) = (databases.first().copied(), databases.get(1).copied());
+    Ok(Far { s3: *s3, events: *events, shop: *shop, target_database, source_database })
 }
 
 fn write_migration(
     config: &WorldConfig,
     source: &Cloud,
     target: &Cloud,
-    far: [SocketAddr; 3],
+    far: &Far,
     gateway: SocketAddr,
 ) -> Result<PathBuf, WorldError> {
     let principals = [principal("migration"), principal("migration")];
@@ -256,15 +309,19 @@ fn write_migration(
         s3: source.s3,
         events: source.events,
         shop: source.shop,
+        database: source.database,
+        database_from_other: far.source_database.filter(|far| Some(*far) != source.database),
         principal: &principals[0],
         secrets: "a-",
     };
     let away = Place {
         cloud: &target.name,
         bucket: BUCKET,
-        s3: far[0],
-        events: far[1],
-        shop: far[2],
+        s3: far.s3,
+        events: far.events,
+        shop: far.shop,
+        database: far.target_database,
+        database_from_other: None,
         principal: &principals[1],
         secrets: "b-",
     };

@@ -38,6 +38,7 @@ async fn setup() -> Setup {
         s3: cloud.running.address,
         bucket: "shop".into(),
         keys: keys("app"),
+        database: None,
         think_ms: 0,
         slow_ms: 0,
         outlive_parent: false,

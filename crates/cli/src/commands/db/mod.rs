@@ -11,8 +11,9 @@ use rehome_spec::Secret;
 
 /// Work with databases by themselves: what stands in the way of moving one, and whether two hold the same
 ///
-/// PostgreSQL 12 to 18: postgres://user@host:port/database. No password is written into an address; it is named by reference, and
-/// without a reference PGPASSWORD is used if it is set. The certificate of a server on another machine is verified
+/// PostgreSQL 12 to 18: postgres://user@host:port/database; MariaDB 10.5 and newer and MySQL: mysql://user@host:port/schema; Redis 6.0
+/// to 7.4: redis://user@host:port. No password is written into an address; it is named by reference, and
+/// without a reference PGPASSWORD, MYSQL_PWD or REDISCLI_AUTH is used if it is set. The certificate of a server on another machine is verified
 /// (`?sslrootcert=FILE` names an authority, `?sslmode=disable` does without TLS). Only reads.
 #[derive(Debug, Args)]
 pub struct DbArgs {
@@ -37,16 +38,21 @@ pub async fn run(context: &Context<'_>, args: &DbArgs) -> Result<Exit, CliError>
 fn end(text: &str, password: Option<&String>, what: &str) -> Result<(Address, Option<String>), CliError> {
     let address = Address::parse(text)
         .map_err(|error| CliError::usage(format!("{what}: {}", error.text)).hint(error.hint))?;
-    if address.engine != Engine::Postgres {
-        let text = format!("{what}: {} cannot be assessed or verified yet", address.engine.scheme());
-        return Err(CliError::usage(text).hint("PostgreSQL can: postgres://user@host:5432/database"));
-    }
     let password = match password {
         Some(reference) => {
             let secret = Secret(reference.clone());
             Some(resolve(&secret).map_err(|why| CliError::new(Exit::Credentials, format!("{what}: {why}")))?)
         }
-        None => std::env::var("PGPASSWORD").ok().filter(|password| !password.is_empty()),
+        None => std::env::var(variable(address.engine)).ok().filter(|password| !password.is_empty()),
     };
     Ok((address, password))
+}
+
+/// Where each engine's own tools look for a password.
+fn variable(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Postgres => "PGPASSWORD",
+        Engine::Mysql => "MYSQL_PWD",
+        Engine::Redis => "REDISCLI_AUTH",
+    }
 }

@@ -7,7 +7,7 @@ use crate::paths;
 use crate::printer::{Printer, count, span, style};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget};
-use rehome_databases::postgres::verify::{self, Compared, Found, Options, Pair, Progress, What};
+use rehome_databases::verify::{self, Compared, Found, Options, Pair, Progress, What};
 use rehome_spec::Span;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 #[command(after_help = "Examples:\n  rehome db verify postgres://app@old/shop postgres://app@new/shop\n  \
     rehome db verify postgres://app@old/shop postgres://app@new/shop --table public.orders --patience 0s")]
 pub struct VerifyArgs {
-    /// One database: postgres://user@host:port/database
+    /// One database: postgres://user@host:port/database, mysql://…/schema or redis://…
     pub source: String,
     /// The other
     pub target: String,
@@ -32,7 +32,7 @@ pub struct VerifyArgs {
     /// Reference to the target's password
     #[arg(long, value_name = "REF")]
     pub target_password: Option<String>,
-    /// Only this table (schema.table); may be said again
+    /// Only this table (schema.table; of MySQL its bare name, of Redis the number of a database); may be said again
     #[arg(long = "table", value_name = "NAME")]
     pub tables: Vec<String>,
     /// How long a change may take from one side to the other

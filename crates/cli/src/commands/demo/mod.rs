@@ -46,6 +46,9 @@ pub struct DemoArgs {
     /// How long the whole show takes, roughly, in seconds
     #[arg(long, value_name = "S", default_value_t = 20)]
     pub duration: u64,
+    /// Keep orders in PostgreSQL, which must be on this machine
+    #[arg(long)]
+    pub postgres: bool,
     /// Leave both clouds and the migration file in this folder to play with
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
@@ -127,6 +130,7 @@ impl<'a> Show<'a> {
             seed: args.seed,
             round_trip: Duration::from_millis(args.rtt),
             keep: args.keep.is_some(),
+            postgres: args.postgres,
             times: SwitchTimes {
                 // Four steps, then the soak: together about the duration asked for.
                 read_step_time: Duration::from_millis(args.duration.max(4) * 1_000 / 8),
@@ -350,14 +354,19 @@ impl<'a> Show<'a> {
         let bucket = owner.bucket().ok_or_else(|| CliError::failed("the demo lost its own keys"))?;
         let failed =
             |what: &str, error: String| CliError::failed(format!("the checker cannot read {what}: {error}"));
-        let evidence = oracle::gather(&bucket, &self.world.manifest, &[".rehome/".to_owned()])
+        let mut evidence = oracle::gather(&bucket, &self.world.manifest, &[".rehome/".to_owned()])
             .await
             .map_err(|error| failed("the owner's bucket", error.to_string()))?;
-        let journals = [&self.world.source, &self.world.target]
+        let mut journals = [&self.world.source, &self.world.target]
             .into_iter()
             .map(rehome_testkit::world::Cloud::journal)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| failed("the clouds' own journals", error.to_string()))?;
+        if let Some(records) = owner.records() {
+            oracle::gather_records(&records, &mut evidence, &mut journals)
+                .await
+                .map_err(|error| failed("the owner's database", error))?;
+        }
         let logs: Vec<&LoadLog> = logs.iter().chain([straggler]).collect();
         Ok(oracle::judge(&logs, &evidence, &journals, &owners))
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 const MEMORY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Meter {
+pub struct Meter {
     events: f64,
     seconds: f64,
     one_seconds: Option<f64>,

@@ -1,5 +1,9 @@
 //! A PostgreSQL server of its own for a test: made, started on a socket and ended here. Debian's programs, never the machine's cluster.
 
+mod process;
+
+pub use process::{APPLICATION, DATABASE, MIGRATION, PostgresConfig, main};
+
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
