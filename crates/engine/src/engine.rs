@@ -299,7 +299,10 @@ impl Engine {
             }
             Decision::JudgeReads => self.judge_reads().await,
             Decision::PassCanary => {
-                let note = format!("shares of {:?} % were watched", core.settings().read_steps);
+                let note = match &*core.settings().read_steps {
+                    [] => "no share of reads was to be watched".to_owned(),
+                    steps => format!("shares of {steps:?} % were watched"),
+                };
                 core.record_one(Event::CanaryPassed { note }).await
             }
             Decision::TrySwitch { rehearse } => self.try_switch(rehearse, commands).await,

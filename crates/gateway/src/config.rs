@@ -2,6 +2,7 @@
 //! Never holds a secret in a `Debug` form.
 
 use crate::limits::Patience;
+use crate::pgbouncer::PgBouncer;
 use crate::upstream::Dialing;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery};
@@ -29,6 +30,8 @@ pub struct Config {
     /// The same control over TLS, for an engine on another machine.
     pub remote: Option<Remote>,
     pub services: Vec<Service>,
+    /// Those that this gateway drives; their clients never come here.
+    pub bouncers: Vec<PgBouncer>,
     /// Bounds of what may wait while writes are held.
     pub hold: Hold,
     /// One JSON line per request is appended here.
@@ -57,6 +60,7 @@ impl Config {
             secret: secret.into(),
             remote: None,
             services,
+            bouncers: Vec::new(),
             hold: Hold::default(),
             access_log: None,
             metrics: None,
@@ -75,6 +79,7 @@ impl fmt::Debug for Config {
             .field("secret", &"(not shown)")
             .field("remote", &self.remote.as_ref().map(|remote| &remote.address))
             .field("services", &self.services)
+            .field("bouncers", &self.bouncers)
             .field("hold", &self.hold)
             .field("access_log", &self.access_log)
             .field("metrics", &self.metrics)
@@ -303,7 +308,7 @@ pub(crate) fn check(config: &Config) -> Result<Vec<Plan>, GatewayError> {
     if config.secret.is_empty() {
         return Err(GatewayError::Config("the gateway needs a secret for its control socket".into()));
     }
-    if config.services.is_empty() {
+    if config.services.is_empty() && config.bouncers.is_empty() {
         return Err(GatewayError::Config("the gateway has no service: add a [[services]] table".into()));
     }
     for (index, service) in config.services.iter().enumerate() {

@@ -5,6 +5,7 @@ use crate::clock::{BootClock, ProcessClock};
 use crate::control::{Held, Mode, Refusal, Status};
 use crate::gate::Gate;
 use crate::grant::{Grant, Lease, Refused, Saved};
+use crate::pgbouncer::Driver;
 use crate::service::Service;
 use crate::shed::Shed;
 use crate::state_file::StateFile;
@@ -22,11 +23,20 @@ pub(crate) struct Core {
     pub gate: Arc<Gate>,
     /// With the address each one really listens on.
     pub services: Vec<(Arc<Service>, String)>,
+    pub bouncers: Vec<Arc<Driver>>,
     /// Connections to the other side will be needed at once.
     pub warm: Notify,
     pub shed: Arc<Shed>,
     file: Arc<StateFile>,
     kept: Mutex<Kept>,
+}
+
+/// What this gateway lets clients through to.
+#[derive(Debug)]
+pub(crate) struct Behind {
+    /// With the address each one really listens on.
+    pub services: Vec<(Arc<Service>, String)>,
+    pub bouncers: Vec<Arc<Driver>>,
 }
 
 #[derive(Debug)]
@@ -41,13 +51,24 @@ impl Core {
         name: String,
         (clock, boot): (ProcessClock, BootClock),
         gate: Arc<Gate>,
-        services: Vec<(Arc<Service>, String)>,
+        Behind { services, bouncers }: Behind,
         shed: Arc<Shed>,
         file: StateFile,
         grant: Grant,
     ) -> Self {
         let kept = Mutex::new(Kept { on_disk: grant.saved.clone(), grant });
-        Self { name, clock, boot, gate, services, warm: Notify::new(), shed, file: Arc::new(file), kept }
+        Self {
+            name,
+            clock,
+            boot,
+            gate,
+            services,
+            bouncers,
+            warm: Notify::new(),
+            shed,
+            file: Arc::new(file),
+            kept,
+        }
     }
 
     /// A lease that begins now.
@@ -174,6 +195,8 @@ impl Core {
 
     pub async fn status(&self) -> Status {
         let saved = self.kept.lock().await.grant.saved.clone();
+        let services = self.services.iter().map(|(service, listen)| service.status(listen.clone()));
+        let services = services.chain(self.bouncers.iter().map(|bouncer| bouncer.status()));
         Status {
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -186,7 +209,7 @@ impl Core {
             highest_token: saved.highest_token,
             intent: saved.intent,
             held: self.gate.held(),
-            services: self.services.iter().map(|(service, listen)| service.status(listen.clone())).collect(),
+            services: services.collect(),
         }
     }
 }

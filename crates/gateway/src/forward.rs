@@ -300,7 +300,7 @@ async fn write(mut asked: Box<Asked>) -> Answer {
     let service = asked.exchange.service.clone();
     let (side, connection) = loop {
         let exchange = &mut asked.exchange;
-        let label = Label { method: exchange.method.clone(), path: exchange.path.clone() };
+        let label = Label::Request { method: exchange.method.clone(), path: exchange.path.clone() };
         match service.gate.enter(label, asked.waiting_bytes).await {
             Ok(ticket) => exchange.admitted(ticket),
             Err(full) => return full_response(asked.exchange, full).into(),

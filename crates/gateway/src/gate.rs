@@ -51,18 +51,30 @@ impl Pass {
 
 /// What is known of a write that was forwarded.
 #[derive(Debug, Clone)]
-pub(crate) struct Label {
-    pub method: Method,
-    pub path: Option<PathAndQuery>,
+pub(crate) enum Label {
+    Request {
+        method: Method,
+        path: Option<PathAndQuery>,
+    },
+    /// Not a request of HTTP.
+    Named(Arc<str>),
 }
 
 impl Label {
+    pub fn named(text: impl Into<Arc<str>>) -> Self {
+        Self::Named(text.into())
+    }
+
     /// `PUT /orders/17`: without the query, at most eighty characters.
     fn show(&self) -> String {
-        let path = self.path.as_ref().map_or("/", |path| path.path());
+        let (method, path) = match self {
+            Self::Request { method, path } => (method, path),
+            Self::Named(text) => return text.to_string(),
+        };
+        let path = path.as_ref().map_or("/", |path| path.path());
         let shown: String = path.chars().take(80).collect();
         let more = if shown.len() < path.len() { "…" } else { "" };
-        format!("{} {shown}{more}", self.method)
+        format!("{method} {shown}{more}")
     }
 }
 
@@ -84,6 +96,8 @@ pub(crate) struct Gate {
     quiet: Notify,
     /// Rung when somebody joined the line or the grant changed.
     pub wake: Notify,
+    /// Rung for everybody who waits for it, whenever the grant changed.
+    pub changed: Notify,
     pub line: Line,
     pub connections: AtomicU64,
 }
@@ -102,6 +116,7 @@ impl Gate {
             sessions: AtomicU64::new(0),
             quiet: Notify::new(),
             wake: Notify::new(),
+            changed: Notify::new(),
             line: Line::new(bounds),
             connections: AtomicU64::new(0),
         }
@@ -114,6 +129,7 @@ impl Gate {
         self.owner.store(pass.owner as u8, Ordering::SeqCst);
         self.epoch.store(pass.epoch.0, Ordering::SeqCst);
         self.wake.notify_one();
+        self.changed.notify_waiters();
     }
 
     fn pass(&self) -> Pass {
@@ -195,7 +211,7 @@ impl Gate {
 
     /// A ticket for the first in the line; its label comes with [`Ticket::relabel`].
     pub fn admit_waiting(self: &Arc<Self>) -> Option<Ticket> {
-        self.admit(&Label { method: Method::POST, path: None })
+        self.admit(&Label::named(""))
     }
 
     fn shard(&self, id: u64) -> std::sync::MutexGuard<'_, HashMap<u64, (Instant, Label)>> {
@@ -338,7 +354,7 @@ mod tests {
     }
 
     fn label() -> Label {
-        Label { method: Method::PUT, path: None }
+        Label::Request { method: Method::PUT, path: None }
     }
 
     /// Armed with a lease of 2 ms that began at 1,000 µs of a clock that stands still.
@@ -407,7 +423,7 @@ mod tests {
     #[test]
     fn a_label_has_no_query_and_an_end() {
         let path = format!("/orders/{}?token=1", "x".repeat(200));
-        let shown = Label { method: Method::PUT, path: Some(path.parse().unwrap()) }.show();
+        let shown = Label::Request { method: Method::PUT, path: Some(path.parse().unwrap()) }.show();
         assert!(
             shown.starts_with("PUT /orders/xx") && shown.ends_with("x…") && shown.chars().count() < 90,
             "{shown}"

@@ -29,6 +29,7 @@ mod limits;
 mod listener;
 mod metrics;
 mod origin;
+pub mod pgbouncer;
 mod proxy_protocol;
 mod remote;
 mod route;

@@ -7,7 +7,7 @@ use crate::body::ResponseBody;
 use crate::clock::{BootClock, ProcessClock};
 use crate::commands;
 use crate::config::{self, Config, GatewayError, Sabotage};
-use crate::core::Core;
+use crate::core::{Behind, Core};
 use crate::descriptors;
 use crate::gate::Gate;
 use crate::grant::Grant;
@@ -16,6 +16,7 @@ use crate::hold::{self, Bounds};
 use crate::limits::Entrance;
 use crate::listener::{self, Listener};
 use crate::metrics;
+use crate::pgbouncer::Driver;
 use crate::remote;
 use crate::service::{Service, Shared};
 use crate::shed::Shed;
@@ -140,7 +141,10 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     let control = commands::listen(&config.control)?;
     tracing::info!(name = config.name, epoch = %grant.saved.epoch, owner = %grant.saved.owner, mode = ?grant.mode, "start");
     let (name, clocks, shed) = (config.name.clone(), (clock, boot), life.shed.clone());
-    let core = Arc::new(Core::new(name, clocks, gate.clone(), services, shed, file, grant));
+    let bouncers: Vec<_> =
+        config.bouncers.iter().cloned().map(|one| Arc::new(Driver::new(one, gate.clone()))).collect();
+    let behind = Behind { services, bouncers: bouncers.clone() };
+    let core = Arc::new(Core::new(name, clocks, gate.clone(), behind, shed, file, grant));
 
     life.keep(commands::serve(control, core.clone(), config.secret.as_str().into()));
     let remote_address = remote.as_ref().map(|door| door.address);
@@ -149,6 +153,9 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     }
     life.keep(asking::ask_when_in_doubt(core.clone()));
     life.keep(health::watch(core.clone()));
+    for bouncer in bouncers {
+        life.keep(bouncer.run());
+    }
     life.keep(health::keep_warm(core.clone()));
     life.keep(watch_certificates(certificates.clone(), config.patience.certificates));
     let intender = core.clone();

@@ -124,6 +124,13 @@ impl Migration {
                     Some((format!("{part}, application {}, password", login.user), login.password.as_ref()?))
                 }));
             }
+            let part = format!("databases \"{}\", pgbouncer", database.name);
+            found.extend(
+                database
+                    .pgbouncers
+                    .iter()
+                    .filter_map(|bouncer| Some((format!("{part}, password"), bouncer.password.as_ref()?))),
+            );
         }
         let tokens = self.gateways.iter();
         found.extend(tokens.filter_map(|gateway| {
@@ -140,6 +147,11 @@ impl Migration {
         }
         let control = home.join("gateways").join(&self.migration.name).join("gateway.sock");
         vec![Gateway { name: "gateway".into(), control, token: None, remote: None }]
+    }
+
+    /// Is there anything that a gateway does: a service, or a PgBouncer that it drives?
+    pub fn needs_gateways(&self) -> bool {
+        !self.services.is_empty() || self.databases.iter().any(|database| !database.pgbouncers.is_empty())
     }
 
     /// The secret that a gateway and its engine show each other; `None` when the file names none, or no such gateway.

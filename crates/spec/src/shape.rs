@@ -273,6 +273,30 @@ pub struct Database {
     pub target: DatabaseEnd,
     #[serde(default)]
     pub fence: DatabaseFence,
+    /// PgBouncers that the application comes by: their clients are held through a switch and sent on to the new owner.
+    #[serde(default)]
+    pub pgbouncers: Vec<PgBouncer>,
+}
+
+/// A PgBouncer in front of a PostgreSQL database, driven by the gateway process that runs beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PgBouncer {
+    /// Its admin console on the gateway's machine, `postgres://user@127.0.0.1:6432/pgbouncer`; the user is one of its `admin_users`.
+    pub admin: String,
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// A file that its configuration includes, and nobody else writes: `%include /etc/pgbouncer/rehome.ini` as the last line.
+    pub file: PathBuf,
+    /// What clients call the database there; by default as the source's server calls it.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// More settings of its line, as PgBouncer writes them: `pool_size=20`.
+    #[serde(default)]
+    pub options: String,
+    /// The gateway that runs beside it, where there are several.
+    #[serde(default)]
+    pub gateway: Option<String>,
 }
 
 /// One end of a database.

@@ -10,6 +10,7 @@ pub mod mariadb;
 mod moment;
 pub mod namespaces;
 pub mod oracle;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod redis;
 pub mod s3;

@@ -8,7 +8,7 @@ use crate::printer::{Printer, style};
 use clap::Args;
 use rehome_gateway::Probed;
 use rehome_part::{Finding, Severity};
-use rehome_spec::{Migration, Secret, Service};
+use rehome_spec::{Database, Migration, Secret, Service};
 
 /// Check credentials, permissions, clocks and endpoints before anything moves
 ///
@@ -33,6 +33,7 @@ pub async fn run(context: &Context<'_>, _: &DoctorArgs) -> Result<Exit, CliError
             finding.text = format!("{}: {}", database.name, finding.text);
             finding
         }));
+        findings.extend(pgbouncers(database).await);
     }
     findings.extend(services(&migration.services).await);
     findings.extend(gateways_answer(context, &migration).await);
@@ -138,9 +139,34 @@ fn service_finding(service: &Service, probed: Probed) -> Finding {
     Finding { side: Some(side), ..finding("service-health", severity, text, remedy) }
 }
 
+/// The PgBouncers beside this machine's gateway; those of other gateways are looked at there.
+async fn pgbouncers(database: &Database) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for written in &database.pgbouncers {
+        let checked = match super::gateway::pgbouncer(database, written) {
+            Ok(bouncer) => {
+                rehome_gateway::pgbouncer::check(&bouncer).await.map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.text),
+        };
+        findings.push(match checked {
+            Ok(()) => {
+                let text = format!("PgBouncer of {} holds between transactions", database.name);
+                finding("pgbouncer", Severity::Info, text, None)
+            }
+            Err(why) => {
+                let remedy =
+                    Some("see docs/databases.md, \"Behind PgBouncer\"; run doctor where its gateway runs");
+                finding("pgbouncer", Severity::Blocker, why, remedy)
+            }
+        });
+    }
+    findings
+}
+
 async fn gateways_answer(context: &Context<'_>, migration: &Migration) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if migration.services.is_empty() {
+    if !migration.needs_gateways() {
         return findings;
     }
     for gateway in migration.gateways_or_default(&context.home) {

@@ -4,8 +4,10 @@ use super::{Context, resolve};
 use crate::exit::{CliError, Exit, with_path};
 use crate::paths;
 use clap::Args;
+use rehome_databases::Address;
 use rehome_gateway::Config;
-use rehome_spec::{Gateway, Migration};
+use rehome_gateway::pgbouncer::{Backend, PgBouncer};
+use rehome_spec::{Database, Gateway, Migration};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -95,7 +97,7 @@ async fn stdin_ended() {
 
 /// What the gateway of this name is made from; the same words the engine finds it by.
 fn config(home: &Path, migration: &Migration, name: Option<&str>) -> Result<Config, CliError> {
-    if migration.services.is_empty() {
+    if !migration.needs_gateways() {
         return Err(CliError::failed(
             "the migration file has no `[[services]]`, so a gateway has nothing to do",
         )
@@ -116,7 +118,36 @@ fn config(home: &Path, migration: &Migration, name: Option<&str>) -> Result<Conf
     let (name, control, services) =
         (gateway.name.clone(), gateway.control.clone(), migration.services.clone());
     let config = Config::new(name, state, control, secret(gateway)?, services);
-    Ok(Config { hold: migration.switch.hold.clone(), remote: gateway.remote.clone(), ..config })
+    let mut bouncers = Vec::new();
+    for database in &migration.databases {
+        let ours = database.pgbouncers.iter();
+        for written in ours.filter(|one| one.gateway.as_ref().is_none_or(|name| *name == gateway.name)) {
+            bouncers.push(pgbouncer(database, written)?);
+        }
+    }
+    Ok(Config { bouncers, hold: migration.switch.hold.clone(), remote: gateway.remote.clone(), ..config })
+}
+
+/// A PgBouncer as the gateway drives it.
+pub fn pgbouncer(database: &Database, written: &rehome_spec::PgBouncer) -> Result<PgBouncer, CliError> {
+    let parsed =
+        |text: &str| Address::parse(text).map_err(|error| CliError::usage(error.text).hint(error.hint));
+    let backend = |end: &rehome_spec::DatabaseEnd| {
+        parsed(&end.url).map(|at| Backend { host: at.host, port: at.port, database: at.database })
+    };
+    let (console, source) = (parsed(&written.admin)?, backend(&database.source)?);
+    let password = written.password.as_ref().map(resolve).transpose();
+    Ok(PgBouncer {
+        name: database.name.clone(),
+        console: (console.host, console.port),
+        user: console.user,
+        password: password.map_err(|error| CliError::new(Exit::Credentials, error))?,
+        file: written.file.clone(),
+        database: written.database.clone().unwrap_or_else(|| source.database.clone()),
+        options: written.options.clone(),
+        source,
+        target: backend(&database.target)?,
+    })
 }
 
 /// The shared secret of a gateway: its `token`, or a file beside its socket that the first one to come writes.

@@ -176,7 +176,11 @@ fn risks(migration: &Migration, parts: &[PlannedPart]) -> Vec<Finding> {
             );
             found.push(warn("no-change-feed", text, "give the part a change hook under `changes`"));
         }
-        if !migration.services.iter().any(|service| service.uses.contains(name)) {
+        let is_behind =
+            |database: &rehome_spec::Database| database.name == *name && !database.pgbouncers.is_empty();
+        if !migration.services.iter().any(|service| service.uses.contains(name))
+            && !migration.databases.iter().any(is_behind)
+        {
             let text = format!(
                 "{name}: no service uses it; writers that reach it another way are stopped by the fence alone"
             );
@@ -187,7 +191,7 @@ fn risks(migration: &Migration, parts: &[PlannedPart]) -> Vec<Finding> {
             ));
         }
     }
-    if migration.services.is_empty() {
+    if !migration.needs_gateways() {
         let text =
             "no service: nothing holds writes while the owner changes, writers will see refusals".to_owned();
         found.push(warn(

@@ -103,7 +103,7 @@ async fn witnesses(
         text: format!("{} at epoch {}, owner {}", kept.state, kept.epoch, kept.owner),
     }];
     words.extend(register(copy, kept)?);
-    if !migration.services.is_empty() {
+    if migration.needs_gateways() {
         for gateway in migration.gateways_or_default(&context.home) {
             words.push(gateway_word(&gateway.name, gateways::status(&gateway).await));
         }

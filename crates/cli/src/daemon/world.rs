@@ -50,7 +50,7 @@ pub fn build(
     let parts = parts(migration, &run.path.join("parts"), &commands::resolve, &extras.sabotage)?;
     let names = migration.services.iter().map(|service| service.name.clone()).collect();
     let gateways: Vec<_> =
-        if migration.services.is_empty() { Vec::new() } else { migration.gateways_or_default(&context.home) };
+        if migration.needs_gateways() { migration.gateways_or_default(&context.home) } else { Vec::new() };
     let gateways = ControlledGateways::new(
         &gateways,
         &run.name(),
@@ -93,7 +93,8 @@ pub fn settings(migration: &Migration) -> Settings {
     Settings {
         max_pause: switch.max_pause.0,
         in_flight_deadline: switch.in_flight_deadline.0,
-        read_steps: switch.read_steps.clone(),
+        // Without a service nobody's reads can be shared out.
+        read_steps: if migration.services.is_empty() { Vec::new() } else { switch.read_steps.clone() },
         read_step_time: switch.read_step_time.0,
         shadow_time: switch.shadow_time.0,
         max_added_latency: switch.max_added_latency.0,

@@ -104,7 +104,18 @@ fn what_people_get_wrong_is_told_without_a_secret() {
     let place = Place::new();
     for (arguments, code, said) in [
         (&["db", "assess", "postgres://app:hunter2@db/shop"][..], 2, "holds a password"),
-        (&["db", "assess", "mysql://app@db/shop"], 2, "cannot be assessed or verified yet"),
+        (&["db", "assess", "mysql://app@127.0.0.1:1/shop"], 5, "Connection refused"),
+        (&["db", "assess", "redis://127.0.0.1:1"], 5, "Connection refused"),
+        (
+            &["db", "verify", "mysql://app@127.0.0.1:1/shop", "redis://127.0.0.1:1"],
+            1,
+            "the source is MySQL or MariaDB and the target Redis",
+        ),
+        (
+            &["db", "assess", "mysql://app@127.0.0.1:1/shop", "--target", "redis://127.0.0.1:1"],
+            2,
+            "the target Redis",
+        ),
         (&["db", "assess", "postgres://app@127.0.0.1:1/shop"], 5, "Connection refused"),
         (
             &["db", "assess", "postgres://app@db/shop", "--password", "env:NOT_SET_HERE"],

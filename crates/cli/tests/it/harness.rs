@@ -157,7 +157,9 @@ impl Gateway {
             serde_json::from_slice(&std::fs::read(&ready).ok()?).ok()
         });
         let address = |value: &serde_json::Value| value.as_str().and_then(|text| text.parse().ok());
-        Self { child, listens: address(&said["services"]["shop"]).unwrap(), remote: address(&said["remote"]) }
+        // One that only drives others listens nowhere.
+        let listens = address(&said["services"]["shop"]).unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+        Self { child, listens, remote: address(&said["remote"]) }
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on ends, and says why")]
 
 mod bad_input;
+mod bouncer;
 mod crash;
 mod db;
 mod demo;

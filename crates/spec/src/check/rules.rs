@@ -29,6 +29,7 @@ pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
     one_name_one_part(root, found);
     for database in root.list("databases") {
         database_ends(database, found);
+        bouncers(root, database, found);
     }
     for service in root.list("services") {
         uses(root, service, found);
@@ -253,6 +254,38 @@ fn one_name_one_part(root: &Node, found: &mut Vec<Raw>) {
                 format!("objects are called \"{}\", too", quote(name.text().unwrap_or_default())),
             );
             found.push(problem.hint("give each part a name of its own"));
+        }
+    }
+}
+
+/// A PgBouncer speaks PostgreSQL's protocol, and one gateway drives it.
+fn bouncers(root: &Node, database: &Node, found: &mut Vec<Raw>) {
+    let gateways: Vec<&str> =
+        root.list("gateways").iter().filter_map(|gateway| gateway.text_of("name")).collect();
+    let url = database.get("source").and_then(|source| source.text_of("url")).unwrap_or("postgres:");
+    for bouncer in database.list("pgbouncers") {
+        let Some(admin) = bouncer.get("admin") else { continue };
+        if !url.starts_with("postgres") {
+            let problem =
+                Raw::error(&admin.span, "PgBouncer stands before PostgreSQL, and this is another engine");
+            found.push(problem.hint("take `pgbouncers` out"));
+            continue;
+        }
+        match bouncer.get("gateway") {
+            Some(named) if named.text().is_some_and(|name| gateways.contains(&name)) => {}
+            None if gateways.len() <= 1 => {}
+            named => {
+                let span = named.map_or_else(|| admin.span.clone(), |named| named.span.clone());
+                let text = match named.and_then(Node::text) {
+                    Some(name) => format!("no gateway is called \"{}\"", quote(name)),
+                    None => "several gateways, and none is named that runs beside this PgBouncer".to_owned(),
+                };
+                let hint = match gateways.is_empty() {
+                    true => "leave `gateway` out: the file has no [[gateways]]".to_owned(),
+                    false => format!("write `gateway = …`, one of: {}", listed(gateways.iter().copied())),
+                };
+                found.push(Raw::error(&span, text).hint(hint));
+            }
         }
     }
 }

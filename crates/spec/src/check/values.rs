@@ -100,6 +100,11 @@ pub(super) fn check(
         }
         (_, ["databases", "source" | "target", key @ ("url" | "seen_by_other")]) => database(key, text, span),
         (_, ["databases", "source" | "target", "applications", key @ "user"]) => not_empty(key, text, span),
+        (_, ["databases", "pgbouncers", "admin"]) => console(text, span),
+        (_, ["databases", "pgbouncers", key @ "file"]) => {
+            whole_path(key, text, "/etc/pgbouncer/rehome.ini", span)
+        }
+        (_, ["databases", "pgbouncers", "options"]) => one_line(text, span),
         (_, ["objects", "source" | "target", "url"]) => store(text, span),
         (_, ["objects", .., "endpoint"]) => {
             service_address("endpoint", text, "https://oss-cn-hangzhou.aliyuncs.com", span)
@@ -297,6 +302,42 @@ fn database(key: &str, text: &str, span: &Range<usize>) -> Option<Raw> {
         _ => return None,
     };
     Some(Raw::error(span, format!("`{key}` names no {missing}")).hint(example))
+}
+
+/// PgBouncer's admin console. The file beside it is written here, so it is on this machine, too.
+fn console(text: &str, span: &Range<usize>) -> Option<Raw> {
+    let example = "write for example \"postgres://rehome@127.0.0.1:6432/pgbouncer\"";
+    let text_of = |text: String| Some(Raw::error(span, text).hint(example));
+    let Some(url) = Url::parse(text).ok().filter(|url| url.scheme().starts_with("postgres")) else {
+        return text_of(format!("`admin` \"{}\" is not the address of a console", quote(text)));
+    };
+    if url.password().is_some() {
+        let problem = Raw::error(span, "this address carries a password in plain text");
+        return Some(problem.hint("take it out of the address and write `password = \"env:NAME\"`"));
+    }
+    if url.username().is_empty() {
+        return text_of("`admin` names no user".to_owned());
+    }
+    if url.path() != "/pgbouncer" {
+        return text_of("the console is the database `pgbouncer`".to_owned());
+    }
+    let host = url.host_str().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let is_here = host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let is_socket = url.query_pairs().any(|(key, value)| key == "host" && value.starts_with('/'));
+    if is_here || is_socket {
+        return None;
+    }
+    let problem = Raw::error(span, "the console is on another machine");
+    Some(problem.hint("run a gateway beside this PgBouncer: it writes a file that PgBouncer includes"))
+}
+
+/// It becomes part of a line of another program's configuration.
+fn one_line(text: &str, span: &Range<usize>) -> Option<Raw> {
+    let known = text.chars().all(|c| !c.is_control() && c != ';');
+    (!known).then(|| {
+        Raw::error(span, "these settings are not one line").hint("write for example \"pool_size=20\"")
+    })
 }
 
 fn store(text: &str, span: &Range<usize>) -> Option<Raw> {

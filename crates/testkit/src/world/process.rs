@@ -68,7 +68,8 @@ impl Process {
             .stdin(if outlives { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
             .stderr(log)
-            .kill_on_drop(!outlives)
+            // A database ends its own children; the end of our pipe tells it to.
+            .kill_on_drop(!outlives && kind != "postgres")
             .process_group(0) // Ctrl-C is for us; we end them ourselves
             .spawn()
             .map_err(|error| failed(format!("{}: {error}", rehome.display())))?;

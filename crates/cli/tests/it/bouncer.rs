@@ -1,0 +1,289 @@
+//! A whole migration and its way back with the application's clients behind a real PgBouncer: pgbench writes all the time, and neither a
+//! transaction fails nor is one lost or doubled.
+
+use crate::demo::times;
+use crate::harness::{Gateway, Place, Ran, Running, ran, wait_for};
+use rehome_testkit::pgbouncer::{self, PgBouncer};
+use rehome_testkit::postgres::{Postgres, programs_or_skip};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const SETTINGS: [(&str, &str); 5] = [
+    ("wal_retrieve_retry_interval", "100ms"),
+    ("max_connections", "100"),
+    ("max_wal_senders", "20"),
+    ("max_replication_slots", "20"),
+    ("shared_buffers", "64MB"),
+];
+const CLIENTS: u32 = 8;
+
+/// Rows that each client numbers, in the order in which they were acknowledged, beside a balance that each of them adds to.
+const TABLES: &str =
+    "CREATE TABLE acked (id bigserial PRIMARY KEY, client int NOT NULL, n int NOT NULL, UNIQUE (client, n));
+    CREATE TABLE balance (client int PRIMARY KEY, sum bigint NOT NULL);
+    INSERT INTO balance SELECT client, 0 FROM generate_series(0, 63) client;
+    ALTER TABLE acked OWNER TO shop; ALTER TABLE balance OWNER TO shop";
+const SCRIPT: &str = "\\set n :n + 1\nBEGIN;\nINSERT INTO acked (client, n) VALUES (:client_id, :n);\n\
+    UPDATE balance SET sum = sum + :n WHERE client = :client_id;\nCOMMIT;\n";
+
+struct Stage {
+    place: Place,
+    programs: PathBuf,
+    source: Postgres,
+    target: Postgres,
+    bouncer: PgBouncer,
+    gateway: Option<Gateway>,
+}
+
+impl Stage {
+    fn open(fence: &str, pool_mode: &str) -> Option<Self> {
+        let (programs, program) = (programs_or_skip()?, pgbouncer::program_or_skip()?);
+        let [source, target] = [(); 2].map(|()| Postgres::start(&programs, &SETTINGS).unwrap());
+        source.sql("postgres", "CREATE ROLE shop LOGIN").unwrap();
+        source.sql("postgres", "CREATE DATABASE orders OWNER shop").unwrap();
+        source.sql("orders", TABLES).unwrap();
+        let made = Command::new(programs.join("pgbench"))
+            .args(["-i", "-q", "-U", "shop", "-h"])
+            .arg(source.folder())
+            .arg("orders")
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        for server in [&source, &target] {
+            server.sql("postgres", "CREATE ROLE rehome SUPERUSER LOGIN").unwrap();
+        }
+        let databases = format!("orders = host={} dbname=orders", source.folder().display());
+        let users = [("rehome", "console"), ("shop", "secret")];
+        let bouncer =
+            PgBouncer::start(&program, &databases, &users, &format!("pool_mode = {pool_mode}")).unwrap();
+        let place = Place::new();
+        let end = |server: &Postgres| {
+            format!(
+                "url = {:?}\napplications = [{{ user = \"shop\" }}]\n",
+                server.address("rehome", "orders")
+            )
+        };
+        place.write("console", "console");
+        std::fs::set_permissions(place.path("console"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+        place.write(
+            "rehome.toml",
+            &format!(
+                "[migration]\nname = \"orders\"\nsource = {{ cloud = \"a\", region = \"here\" }}\ntarget = {{ cloud = \"b\", region = \"there\" }}\n\n\
+                 [switch]\nmax_pause = \"2s\"\naccept = [\"no-bypass\"]\n\n[[databases]]\nname = \"orders\"\nfence = {fence:?}\n\n\
+                 [databases.source]\n{}\n[databases.target]\n{}\n[[databases.pgbouncers]]\nadmin = {:?}\npassword = \"file:{}\"\nfile = {:?}\n\n\
+                 [[gateways]]\nname = \"one\"\ncontrol = {:?}\n",
+                end(&source),
+                end(&target),
+                bouncer.address("rehome", "pgbouncer"),
+                place.path("console").display(),
+                bouncer.folder().join("rehome.ini"),
+                place.path("g.sock"),
+            ),
+        );
+        let gateway = Gateway::start(&place, "rehome.toml", "one");
+        Some(Self { place, programs, source, target, bouncer, gateway: Some(gateway) })
+    }
+
+    fn rehome(&self, words: &[&str]) -> Ran {
+        let mut command = self.place.command(&["--file", "rehome.toml"]);
+        ran(command.args(words).output().unwrap())
+    }
+
+    /// A program of PostgreSQL as the application, through PgBouncer.
+    fn client(&self, program: &str) -> Command {
+        let mut command = Command::new(self.programs.join(program));
+        command.args(["-U", "shop", "-p", &pgbouncer::PORT.to_string(), "-h"]).arg(self.bouncer.folder());
+        command.args(["-d", "orders"]).env("PGPASSWORD", "secret").current_dir(self.place.folder.path());
+        command
+    }
+
+    /// Clients at `rate` transactions a second together until they are told to end: with our own script, or TPC-B.
+    fn bench(&self, name: &str, clients: u32, rate: u32, work: &[&str]) -> Bench {
+        let mut command = self.client("pgbench");
+        command.args(["-n", "-c", &clients.to_string(), "-j", "2", "-l", &format!("--log-prefix={name}")]);
+        command.args(["-R", &rate.to_string(), "-T", "600"]).args(work);
+        let errors = self.place.path(&format!("{name}-errors"));
+        command.stderr(std::fs::File::create(&errors).unwrap());
+        let running = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        Bench { running: Running(running), logs: self.place.path(&format!("{name}.")), errors }
+    }
+
+    fn rows(&self, server: &Postgres) -> u64 {
+        server.sql("orders", "SELECT count(*) FROM acked").unwrap().parse().unwrap()
+    }
+
+    /// So many more rows arrive there.
+    fn goes_on(&self, server: &Postgres, more: u64) {
+        let wanted = self.rows(server) + more;
+        wait_for("rows", PATIENCE, || (self.rows(server) >= wanted).then_some(()));
+    }
+}
+
+/// Clients at work.
+struct Bench {
+    running: Running,
+    /// How the names of its logs begin.
+    logs: PathBuf,
+    errors: PathBuf,
+}
+
+impl Bench {
+    /// Ends it as the end of its time would, and says what it saw committed: none failed.
+    fn end(mut self) -> (u64, f64) {
+        crate::harness::send(self.running.0.id(), rustix::process::Signal::ALARM);
+        let ended = wait_for("the end of pgbench", PATIENCE, || self.running.0.try_wait().unwrap());
+        assert!(ended.success(), "{}", std::fs::read_to_string(&self.errors).unwrap());
+        committed(&self.logs)
+    }
+}
+
+/// Transactions that pgbench saw committed, and the longest one of them in milliseconds.
+fn committed(logs: &Path) -> (u64, f64) {
+    let (mut count, mut longest) = (0, 0.0_f64);
+    for entry in std::fs::read_dir(logs.parent().unwrap()).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.to_string_lossy().starts_with(&*logs.to_string_lossy()) {
+            continue;
+        }
+        for line in std::fs::read_to_string(path).unwrap().lines() {
+            // client, number, time in microseconds with its wait in the schedule, script, second, microsecond, that wait
+            let mut words = line.split(' ').map(|word| word.parse::<f64>().unwrap_or(f64::NAN));
+            let (took, late) = (words.nth(2).unwrap(), words.nth(3).unwrap_or(0.0));
+            assert!(took.is_finite(), "a transaction failed: {line}");
+            (count, longest) = (count + 1, longest.max((took - late) / 1e3));
+        }
+    }
+    (count, longest)
+}
+
+/// There and back while clients write; what they saw committed is there, once, in their order.
+fn whole(fence: &str) {
+    let rate = std::env::var("REHOME_BENCH_RATE").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
+    let Some(stage) = Stage::open(fence, "transaction") else { return };
+    let doctor = stage.rehome(&["doctor"]);
+    assert_eq!(doctor.code, 0, "{}\n{}", doctor.stdout, doctor.stderr);
+    assert!(doctor.stdout.contains("holds between transactions"), "{}", doctor.stdout);
+    let script = stage.place.write("script.sql", SCRIPT);
+    let ours = stage.bench("ours", CLIENTS, rate, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let tpcb = stage.bench("tpcb", 4, rate / 4, &["-b", "tpcb-like"]);
+    stage.goes_on(&stage.source, 200);
+    let pause = || stage.rehome(&["report", "--json"]).last_json()["write_pause_ms"].to_string();
+    let end_with = format!("--end-with={}", std::process::id());
+    let applied = stage.rehome(&["apply", "--yes", &end_with]);
+    assert_eq!(applied.code, 0, "{}\n{}", applied.stdout, applied.stderr);
+    stage.goes_on(&stage.target, 200);
+    let there = stage.rehome(&["report", "--json"]).last_json();
+    assert_eq!(there["one_writable_side_proved"], true, "{there:#}");
+    let reversed = stage.rehome(&["reverse", "--yes"]);
+    assert_eq!(reversed.code, 21, "{}\n{}", reversed.stdout, reversed.stderr);
+    stage.goes_on(&stage.source, 200);
+
+    let ((ours, longest), (tpcb, longest_tpcb)) = (ours.end(), tpcb.end());
+    assert_eq!(stage.rows(&stage.source), ours, "lost or doubled");
+    for (what, wanted) in [
+        ("SELECT count(*) FROM (SELECT count(*) AS have, max(n) AS last FROM acked GROUP BY client) c WHERE have <> last", 0),
+        ("SELECT count(*) FROM (SELECT n - lag(n) OVER (PARTITION BY client ORDER BY id) AS step FROM acked) s WHERE step <> 1", 0),
+        (
+            "SELECT count(*) FROM balance JOIN (SELECT client, sum(n) AS wanted FROM acked GROUP BY client) a USING (client)
+             WHERE sum <> wanted",
+            0,
+        ),
+        ("SELECT count(*) FROM pgbench_history", tpcb),
+        ("SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(abalance) FROM pgbench_accounts))", 0),
+        ("SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(bbalance) FROM pgbench_branches))", 0),
+    ] {
+        assert_eq!(stage.source.sql("orders", what).unwrap(), wanted.to_string(), "{what}");
+    }
+    eprintln!(
+        "{fence}: {ours} and {tpcb} transactions at {rate} and {}/s, the longest {longest:.0} and {longest_tpcb:.0} ms; pause {} and {} ms",
+        rate / 4,
+        there["write_pause_ms"],
+        pause()
+    );
+}
+
+#[test]
+fn there_and_back_under_pgbench() {
+    for _ in 0..times() {
+        whole("writes");
+    }
+}
+
+#[test]
+fn there_and_back_with_logins_shut_out() {
+    for _ in 0..times() {
+        whole("logins");
+    }
+}
+
+/// Who does not come to an end keeps the switch from beginning, and nobody else waits for long.
+#[test]
+fn a_transaction_that_stays_open_gives_the_switch_up_and_clients_go_on() {
+    let Some(stage) = Stage::open("writes", "transaction") else { return };
+    let script = stage.place.write("script.sql", SCRIPT);
+    let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let end_with = format!("--end-with={}", std::process::id());
+    let ready = stage.rehome(&["apply", "--until", "ready", "--yes", &end_with]);
+    assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);
+
+    let mut psql = stage.client("psql").args(["-X", "-q"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = psql.stdin.take().unwrap();
+    input.write_all(b"BEGIN; UPDATE balance SET sum = sum WHERE client = 63;\n").unwrap();
+    let inside = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%client = 63%'";
+    wait_for("an open transaction", PATIENCE, || {
+        (stage.source.sql("orders", inside).unwrap() == "1").then_some(())
+    });
+    let refused = stage.rehome(&["switch", "--yes"]);
+    assert_ne!(refused.code, 0, "{}\n{}", refused.stdout, refused.stderr);
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(said.contains("PgBouncer orders"), "who holds it up is named: {said}");
+    stage.goes_on(&stage.source, 100);
+
+    input.write_all(b"COMMIT;\n").unwrap();
+    drop(input);
+    assert!(psql.wait().unwrap().success());
+    let switched = stage.rehome(&["switch", "--yes"]);
+    assert_eq!(switched.code, 0, "{}\n{}", switched.stdout, switched.stderr);
+    stage.goes_on(&stage.target, 100);
+    let (count, longest) = bench.end();
+    assert_eq!(stage.rows(&stage.target), count, "lost or doubled");
+    eprintln!("{count} transactions, the longest {longest:.0} ms with one attempt given up");
+}
+
+/// A gateway that is killed changes nothing for clients; the next one goes on, and switches.
+#[test]
+fn clients_need_no_gateway_but_for_a_switch() {
+    let Some(mut stage) = Stage::open("writes", "transaction") else { return };
+    let script = stage.place.write("script.sql", SCRIPT);
+    let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let end_with = format!("--end-with={}", std::process::id());
+    let ready = stage.rehome(&["apply", "--until", "ready", "--yes", &end_with]);
+    assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);
+    drop(stage.gateway.take());
+    stage.goes_on(&stage.source, 100);
+    let refused = stage.rehome(&["switch", "--yes"]);
+    assert_ne!(refused.code, 0, "{}\n{}", refused.stdout, refused.stderr);
+    stage.goes_on(&stage.source, 100);
+    stage.gateway = Some(Gateway::start(&stage.place, "rehome.toml", "one"));
+    let switched = stage.rehome(&["switch", "--yes"]);
+    assert_eq!(switched.code, 0, "{}\n{}", switched.stdout, switched.stderr);
+    stage.goes_on(&stage.target, 100);
+    // What was decided outlives both.
+    drop(stage.gateway.take());
+    stage.gateway = Some(Gateway::start(&stage.place, "rehome.toml", "one"));
+    stage.goes_on(&stage.target, 100);
+    let (count, _) = bench.end();
+    assert_eq!(stage.rows(&stage.target), count, "lost or doubled");
+}
+
+#[test]
+fn pools_by_session_cannot_be_held_and_doctor_says_so() {
+    let Some(stage) = Stage::open("writes", "session") else { return };
+    let doctor = stage.rehome(&["doctor"]);
+    assert_eq!(doctor.code, 10, "{}\n{}", doctor.stdout, doctor.stderr);
+    assert!(doctor.stdout.contains("pool_mode is session"), "{}", doctor.stdout);
+}
