@@ -252,6 +252,10 @@ fn steps_of(migration: &Migration, parts: &[PlannedPart]) -> Vec<PlannedStep> {
         let text = format!("hold writes at the gateway (at most {})", view::unit(switch.max_pause));
         steps.push(step('~', "switching", text, Some("release them to the source")));
     }
+    for database in migration.databases.iter().filter(|database| !database.pgbouncers.is_empty()) {
+        let text = format!("pause the clients of {} in PgBouncer, between two transactions", database.name);
+        steps.push(step('~', "switching", text, Some("resume them on the source")));
+    }
     for worker in &migration.workers {
         steps.push(step('~', "switching", format!("stop worker {}", worker.name), Some("start it again")));
     }

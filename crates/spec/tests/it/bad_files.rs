@@ -22,6 +22,9 @@ uses = ["media"]
 "#;
 
 /// [`GOOD`] with one text replaced (which must be there), or with lines added at the end.
+const DATABASE: &str = "[[databases]]\nname = \"orders\"\nfence = \"none\"\n\
+    source = { url = \"postgres://rehome@10.0.0.5/shop\" }\ntarget = { url = \"postgres://rehome@10.8.0.5/shop\" }";
+
 fn with(from: &str, to: &str) -> String {
     assert!(GOOD.contains(from), "{from}");
     GOOD.replacen(from, to, 1)
@@ -116,6 +119,15 @@ wrong! {
 
     // how it fits together
     two_parts_of_one_name: plus("[[objects]]\nname = \"media\"\nsource = { url = \"file:///a\" }\ntarget = { url = \"file:///b\" }");
+    bouncers_that_cannot_be_driven: plus(&format!(
+        "{DATABASE}\n[[databases.pgbouncers]]\nadmin = \"postgres://rehome@10.0.0.9:6432/pgbouncer\"\nfile = \"rehome.ini\"\noptions = \"a\\nb\"\n\
+         [[databases.pgbouncers]]\nadmin = \"postgres://rehome:x@127.0.0.1:6432/pgbouncer\"\nfile = \"/a\"\n\
+         [[databases.pgbouncers]]\nadmin = \"postgres://rehome@127.0.0.1:6432/shop\"\nfile = \"/a\"\ngateway = \"edge\""
+    ));
+    bouncer_before_another_engine: plus(&format!(
+        "{}\n[[databases.pgbouncers]]\nadmin = \"postgres://rehome@127.0.0.1:6432/pgbouncer\"\nfile = \"/a\"",
+        DATABASE.replace("postgres://", "mariadb://")
+    ));
     two_services_on_one_port: plus("[[services]]\nname = \"b\"\nlisten = \"0.0.0.0:8080\"\nsource = \"http://a\"\ntarget = \"http://b\"");
     uses_no_part: with("uses = [\"media\"]", "uses = [\"medai\", \"orders\"]");
     steps_that_fall: plus("[switch]\nread_steps = [5, 1, 100, 0]");
