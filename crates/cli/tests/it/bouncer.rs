@@ -8,6 +8,7 @@ use rehome_testkit::postgres::{Postgres, programs_or_skip};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -40,8 +41,14 @@ struct Stage {
 
 impl Stage {
     fn open(fence: &str, pool_mode: &str) -> Option<Self> {
+        Self::open_on(&std::env::temp_dir(), fence, pool_mode)
+    }
+
+    /// `disk`: where the target's files are.
+    fn open_on(disk: &Path, fence: &str, pool_mode: &str) -> Option<Self> {
         let (programs, program) = (programs_or_skip()?, pgbouncer::program_or_skip()?);
-        let [source, target] = [(); 2].map(|()| Postgres::start(&programs, &SETTINGS).unwrap());
+        let source = Postgres::start(&programs, &SETTINGS).unwrap();
+        let target = Postgres::start_in(disk, &programs, &SETTINGS).unwrap();
         source.sql("postgres", "CREATE ROLE shop LOGIN").unwrap();
         source.sql("postgres", "CREATE DATABASE orders OWNER shop").unwrap();
         source.sql("orders", TABLES).unwrap();
@@ -278,6 +285,119 @@ fn clients_need_no_gateway_but_for_a_switch() {
     stage.goes_on(&stage.target, 100);
     let (count, _) = bench.end();
     assert_eq!(stage.rows(&stage.target), count, "lost or doubled");
+}
+
+/// Our own script at work, and a run that follows.
+fn followed(stage: &Stage) -> Bench {
+    let script = stage.place.write("script.sql", SCRIPT);
+    let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let end_with = format!("--end-with={}", std::process::id());
+    let ready = stage.rehome(&["apply", "--until", "ready", "--yes", &end_with]);
+    assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);
+    bench
+}
+
+/// Until an attempt succeeds.
+fn switched(stage: &Stage) {
+    wait_for("a switch", PATIENCE, || (stage.rehome(&["switch", "--yes"]).code == 0).then_some(()));
+}
+
+#[test]
+fn a_follower_that_is_killed_again_and_again_loses_nothing() {
+    let Some(stage) = Stage::open("writes", "transaction") else { return };
+    let bench = followed(&stage);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let workers = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'logical replication worker'";
+            while !done.load(Ordering::Relaxed) {
+                stage.target.sql("orders", workers).unwrap();
+                std::thread::sleep(Duration::from_millis(700));
+            }
+        });
+        stage.goes_on(&stage.target, 400);
+        switched(&stage);
+        done.store(true, Ordering::Relaxed);
+    });
+    stage.goes_on(&stage.target, 100);
+    let (count, longest) = bench.end();
+    assert_eq!(stage.rows(&stage.target), count, "lost or doubled");
+    eprintln!("{count} transactions, the longest {longest:.0} ms while the follower was killed");
+}
+
+#[test]
+fn a_slot_dropped_under_a_run_keeps_the_switch_away_and_clients_go_on() {
+    let Some(stage) = Stage::open("writes", "transaction") else { return };
+    let bench = followed(&stage);
+    let drop =
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL;
+                SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+    wait_for("the slot to be free", PATIENCE, || stage.source.sql("orders", drop).ok());
+    stage.goes_on(&stage.source, 100);
+    let refused = stage.rehome(&["switch", "--yes"]);
+    assert_ne!(refused.code, 0, "{}\n{}", refused.stdout, refused.stderr);
+    stage.goes_on(&stage.source, 100);
+    let status = stage.rehome(&["status"]);
+    assert!(status.stdout.contains("slot"), "what happened is said: {}\n{}", status.stdout, status.stderr);
+    let (count, longest) = bench.end();
+    assert_eq!(stage.rows(&stage.source), count, "lost or doubled");
+    assert!(longest < 5_000.0, "{longest} ms");
+}
+
+/// A small disk in memory; gone with the test.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(path: &Path) -> Option<Self> {
+        std::fs::create_dir(path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=320m,mode=755", "none"])
+            .arg(path)
+            .status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(Self(path.to_owned()));
+        }
+        assert!(std::env::var_os("REHOME_REQUIRE_TOOLS").is_none(), "nothing may be mounted here");
+        eprintln!("SKIPPED: nothing may be mounted here");
+        None
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_at_the_target_keeps_the_switch_away_until_there_is_room() {
+    let room = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(room.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let Some(disk) = Disk::mount(&room.path().join("disk")) else { return };
+    let Some(mut stage) = Stage::open_on(&disk.0, "writes", "transaction") else { return };
+    let bench = followed(&stage);
+    let ballast = disk.0.join("ballast");
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    // Until nothing more fits.
+    while file.write_all(&[0; 65_536]).is_ok() {}
+    drop(file);
+    // More than fits into the files that the target has already.
+    let fill = "INSERT INTO acked (client, n) SELECT 1000 + c, 1 FROM generate_series(1, 300000) c";
+    stage.source.sql("orders", fill).unwrap();
+    let refused = stage.rehome(&["switch", "--yes"]);
+    assert_ne!(refused.code, 0, "{}\n{}", refused.stdout, refused.stderr);
+    stage.goes_on(&stage.source, 100);
+
+    std::fs::remove_file(&ballast).unwrap();
+    wait_for("the target", PATIENCE, || {
+        stage.target.start_again(&SETTINGS).unwrap();
+        stage.target.sql("orders", "SELECT 1").ok()
+    });
+    switched(&stage);
+    stage.goes_on(&stage.target, 100);
+    let (count, longest) = bench.end();
+    assert_eq!(stage.rows(&stage.target), count + 300_000, "lost or doubled");
+    eprintln!("{count} transactions, the longest {longest:.0} ms while the target's disk was full");
 }
 
 #[test]

@@ -64,7 +64,15 @@ impl Postgres {
     /// # Errors
     /// A program failed; its words are in the error.
     pub fn start(programs: &Path, settings: &[(&str, &str)]) -> io::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("rehome-pg").tempdir()?;
+        Self::start_in(&std::env::temp_dir(), programs, settings)
+    }
+
+    /// The same with its files below `disk`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(disk: &Path, programs: &Path, settings: &[(&str, &str)]) -> io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("rehome-pg").tempdir_in(disk)?;
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
         let owner = owner()?;
         let data = folder.path().join("data");
@@ -142,6 +150,18 @@ impl Postgres {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Starts it again with these settings if it ended.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_again(&mut self, settings: &[(&str, &str)]) -> io::Result<()> {
+        if self.process.try_wait()?.is_some() {
+            self.process = Self::serve(&self.programs, self.folder.path(), owner()?, settings)?;
+            self.wait()?;
+        }
+        Ok(())
     }
 
     /// The address of one of its databases for this user.
