@@ -30,13 +30,37 @@ pub fn draw(view: &RunView, now_ms: i64, note: &str) -> Vec<String> {
         tree.push(format!("   {bad}stuck{} at {}: {}", bad.render_reset(), trouble.step, trouble.why));
         tree.push(format!("   true now: {}", trouble.what_is_true));
         tree.push(format!("   {hint}how to fix:{} {}", hint.render_reset(), trouble.how_to_fix));
-    } else if let Some((_, true, text, _)) = view.remarks.last() {
-        tree.push(paint(style::WARN, &format!("   {text}")));
+    } else {
+        tree.extend(warnings(view));
     }
     if !note.is_empty() {
         tree.push(paint(style::DIM, &format!("   {note}")));
     }
     tree
+}
+
+/// Warnings that came within this time belong together: the cause is often not the last of them.
+const TOGETHER_MS: i64 = 60_000;
+const MOST_WARNINGS: usize = 3;
+
+/// The newest warnings, unless all is well again: the last remark is one then.
+fn warnings(view: &RunView) -> Vec<String> {
+    let Some((newest, true, ..)) = view.remarks.last() else { return Vec::new() };
+    let mut shown: Vec<&(i64, bool, String, Option<String>)> = Vec::new();
+    for remark in view.remarks.iter().rev() {
+        let (at, is_warning, text, _) = remark;
+        if newest - at > TOGETHER_MS || shown.len() == MOST_WARNINGS {
+            break;
+        }
+        if *is_warning && !shown.iter().any(|(_, _, other, _)| other == text) {
+            shown.push(remark);
+        }
+    }
+    let lines = shown.into_iter().rev().flat_map(|(_, _, text, hint)| {
+        let hint = hint.as_ref().map(|hint| paint(style::DIM, &format!("      {hint}")));
+        std::iter::once(paint(style::WARN, &format!("   {text}"))).chain(hint)
+    });
+    lines.collect()
 }
 
 fn paint(style: Style, text: &str) -> String {
