@@ -17,3 +17,4 @@ pub use address::{Address, AddressError, Engine, Tls};
 pub use end::{End, Ends, FenceMeans, Login};
 pub use facts::Facts;
 pub use open::{Secrets, doctor, part};
+pub use trust::trusted_by;

@@ -1,5 +1,6 @@
 //! Which servers are believed, for every engine alike: rustls, verified, by the system's authorities or those of a file alone.
 
+use crate::address::{Address, Tls};
 use rehome_part::{Error, ErrorKind};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -16,6 +17,17 @@ pub(crate) fn authorities(file: Option<&Path>) -> Result<Vec<CertificateDer<'sta
     let all = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?;
     let all: Vec<_> = all.collect::<Result<_, _>>().map_err(|error| unreadable(&error))?;
     if all.is_empty() { Err(unreadable(&"no certificate is in it")) } else { Ok(all) }
+}
+
+/// How a server is proven, for those who speak to it themselves; `None` where its address says without TLS.
+///
+/// # Errors
+/// The file of authorities cannot be used.
+pub fn trusted_by(address: &Address) -> Result<Option<Arc<ClientConfig>>, Error> {
+    match &address.tls {
+        Tls::Off => Ok(None),
+        Tls::Verified { authorities } => trust(authorities.as_deref()).map(|trusted| Some(Arc::new(trusted))),
+    }
 }
 
 /// The same as a client of rustls wants it.

@@ -130,6 +130,7 @@ pub(crate) async fn handle(core: &Core, request: Request) -> Response {
             if armed.is_ok() {
                 core.services.iter().for_each(|(service, _)| service.shadow.set(false));
                 core.warm.notify_one();
+                futures::future::join_all(core.doors.iter().map(|door| door.prepared())).await;
             }
             armed
         }

@@ -3,6 +3,7 @@
 
 use crate::limits::Patience;
 use crate::pgbouncer::PgBouncer;
+use crate::postgres::FrontDoor;
 use crate::upstream::Dialing;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery};
@@ -32,6 +33,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// Those that this gateway drives; their clients never come here.
     pub bouncers: Vec<PgBouncer>,
+    /// Doors for clients of databases.
+    pub front_doors: Vec<FrontDoor>,
     /// Bounds of what may wait while writes are held.
     pub hold: Hold,
     /// One JSON line per request is appended here.
@@ -61,6 +64,7 @@ impl Config {
             remote: None,
             services,
             bouncers: Vec::new(),
+            front_doors: Vec::new(),
             hold: Hold::default(),
             access_log: None,
             metrics: None,
@@ -80,6 +84,7 @@ impl fmt::Debug for Config {
             .field("remote", &self.remote.as_ref().map(|remote| &remote.address))
             .field("services", &self.services)
             .field("bouncers", &self.bouncers)
+            .field("front_doors", &self.front_doors)
             .field("hold", &self.hold)
             .field("access_log", &self.access_log)
             .field("metrics", &self.metrics)
@@ -308,7 +313,7 @@ pub(crate) fn check(config: &Config) -> Result<Vec<Plan>, GatewayError> {
     if config.secret.is_empty() {
         return Err(GatewayError::Config("the gateway needs a secret for its control socket".into()));
     }
-    if config.services.is_empty() && config.bouncers.is_empty() {
+    if config.services.is_empty() && config.bouncers.is_empty() && config.front_doors.is_empty() {
         return Err(GatewayError::Config("the gateway has no service: add a [[services]] table".into()));
     }
     for (index, service) in config.services.iter().enumerate() {

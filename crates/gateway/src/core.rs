@@ -6,6 +6,7 @@ use crate::control::{Held, Mode, Refusal, Status};
 use crate::gate::Gate;
 use crate::grant::{Grant, Lease, Refused, Saved};
 use crate::pgbouncer::Driver;
+use crate::postgres::Door;
 use crate::service::Service;
 use crate::shed::Shed;
 use crate::state_file::StateFile;
@@ -24,6 +25,7 @@ pub(crate) struct Core {
     /// With the address each one really listens on.
     pub services: Vec<(Arc<Service>, String)>,
     pub bouncers: Vec<Arc<Driver>>,
+    pub doors: Vec<Arc<Door>>,
     /// Connections to the other side will be needed at once.
     pub warm: Notify,
     pub shed: Arc<Shed>,
@@ -37,6 +39,7 @@ pub(crate) struct Behind {
     /// With the address each one really listens on.
     pub services: Vec<(Arc<Service>, String)>,
     pub bouncers: Vec<Arc<Driver>>,
+    pub doors: Vec<Arc<Door>>,
 }
 
 #[derive(Debug)]
@@ -51,7 +54,7 @@ impl Core {
         name: String,
         (clock, boot): (ProcessClock, BootClock),
         gate: Arc<Gate>,
-        Behind { services, bouncers }: Behind,
+        Behind { services, bouncers, doors }: Behind,
         shed: Arc<Shed>,
         file: StateFile,
         grant: Grant,
@@ -64,6 +67,7 @@ impl Core {
             gate,
             services,
             bouncers,
+            doors,
             warm: Notify::new(),
             shed,
             file: Arc::new(file),
@@ -197,6 +201,7 @@ impl Core {
         let saved = self.kept.lock().await.grant.saved.clone();
         let services = self.services.iter().map(|(service, listen)| service.status(listen.clone()));
         let services = services.chain(self.bouncers.iter().map(|bouncer| bouncer.status()));
+        let services = services.chain(self.doors.iter().map(|door| door.status()));
         Status {
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),

@@ -183,6 +183,13 @@ impl Gate {
         Ok(ticket)
     }
 
+    /// A session that is open already, and counts from now on.
+    pub fn session(self: &Arc<Self>) -> Session {
+        let guard = self.pass.read().expect("no code panics while it holds this lock");
+        self.sessions.fetch_add(1, Ordering::SeqCst);
+        Session { gate: self.clone(), end: guard.1.clone() }
+    }
+
     /// The one place where a write becomes "in flight".
     fn admit(self: &Arc<Self>, label: &Label) -> Option<Ticket> {
         let guard = self.pass.read().expect("no code panics while it holds this lock");

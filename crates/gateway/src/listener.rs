@@ -108,7 +108,7 @@ impl Listener {
             true => None,
             false => Some(Certificates::open(sources, entrance.clone())?),
         };
-        let acceptor = certificates.as_ref().map(|certificates| certificates.acceptor()).transpose()?;
+        let acceptor = certificates.as_ref().map(|certificates| certificates.acceptor(tls::WEB)).transpose()?;
         let listener = Self {
             routes,
             first: first.clone(),

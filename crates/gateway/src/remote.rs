@@ -3,7 +3,7 @@
 
 use crate::config::{GatewayError, trusted};
 use crate::limits::Entrance;
-use crate::tls::Certificates;
+use crate::tls::{Certificates, WEB};
 use rehome_spec::Remote;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -35,7 +35,7 @@ impl Door {
         let sources = vec![remote.tls.clone()];
         let opened = tokio::task::spawn_blocking(move || Certificates::open(sources, entrance)).await;
         let certificates = opened.map_err(|error| GatewayError::Config(error.to_string()))??;
-        let acceptor = certificates.acceptor()?;
+        let acceptor = certificates.acceptor(WEB)?;
         let listen = remote.listen.as_ref().unwrap_or(&remote.address).clone();
         let failed =
             |source| GatewayError::Listen { what: "the engine".into(), address: listen.clone(), source };

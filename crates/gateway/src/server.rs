@@ -17,6 +17,7 @@ use crate::limits::Entrance;
 use crate::listener::{self, Listener};
 use crate::metrics;
 use crate::pgbouncer::Driver;
+use crate::postgres;
 use crate::remote;
 use crate::service::{Service, Shared};
 use crate::shed::Shed;
@@ -127,7 +128,7 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     let running: Vec<_> =
         plans.into_iter().map(|plan| Arc::new(Service::new(plan, shared.clone()))).collect();
     let doors = open_doors(&config, &running).await?;
-    let (addresses, services) = where_they_are(&running, &doors);
+    let (mut addresses, services) = where_they_are(&running, &doors);
     let remote = match &config.remote {
         Some(remote) => Some(remote::Door::open(remote, shared.entrance.clone()).await?),
         None => None,
@@ -143,7 +144,11 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
     let (name, clocks, shed) = (config.name.clone(), (clock, boot), life.shed.clone());
     let bouncers: Vec<_> =
         config.bouncers.iter().cloned().map(|one| Arc::new(Driver::new(one, gate.clone()))).collect();
-    let behind = Behind { services, bouncers: bouncers.clone() };
+    let front = open_front_doors(&config, &gate, &shared.entrance).await?;
+    addresses.extend(front.iter().map(|(_, door)| door.place()));
+    certificates.extend(front.iter().filter_map(|(_, door)| door.certificates.clone()));
+    let front_doors = front.iter().map(|(_, door)| door.clone()).collect();
+    let behind = Behind { services, bouncers: bouncers.clone(), doors: front_doors };
     let core = Arc::new(Core::new(name, clocks, gate.clone(), behind, shed, file, grant));
 
     life.keep(commands::serve(control, core.clone(), config.secret.as_str().into()));
@@ -172,6 +177,12 @@ pub async fn start(config: Config) -> Result<Running, GatewayError> {
         let socket = Arc::new(socket);
         life.shed.watch(&socket);
         life.traffic.spawn(listener::accept(socket, listener, places.clone(), life.clone()));
+    }
+    for (socket, door) in front {
+        let socket = Arc::new(socket);
+        life.shed.watch(&socket);
+        life.keep(door.clone().look());
+        life.traffic.spawn(door.accept(socket, places.clone(), life.clone()));
     }
     Ok(Running {
         addresses,
@@ -235,6 +246,24 @@ async fn open_doors(config: &Config, running: &[Arc<Service>]) -> Result<Vec<Doo
             members.iter().map(|index| format!("`{}`", running[*index].plan.name)).collect();
         let (socket, address) = bind(&format!("service {}", names.join(", ")), &listen).await?;
         doors.push(Door { socket, address, listener, members, certificates });
+    }
+    Ok(doors)
+}
+
+/// Binds the doors for clients of databases.
+async fn open_front_doors(
+    config: &Config,
+    gate: &Arc<Gate>,
+    entrance: &Arc<Entrance>,
+) -> Result<Vec<(TcpListener, Arc<postgres::Door>)>, GatewayError> {
+    let mut doors = Vec::new();
+    for plan in config.front_doors.clone() {
+        let (socket, address) = bind(&format!("clients of database `{}`", plan.name), &plan.listen).await?;
+        let (gate, entrance) = (gate.clone(), entrance.clone());
+        let opened =
+            tokio::task::spawn_blocking(move || postgres::Door::new(plan, address, gate, entrance)).await;
+        let door = opened.map_err(|error| GatewayError::Config(error.to_string()))??;
+        doors.push((socket, Arc::new(door)));
     }
     Ok(doors)
 }

@@ -20,6 +20,8 @@ use tokio_rustls::TlsAcceptor;
 /// A file of certificates larger than this is none.
 const MAX_CHAIN_BYTES: u64 = 1 << 20;
 const HTTP2: &[u8] = b"h2";
+/// Of the web. The last is what `curl --http1.0` offers, and nothing else with it.
+pub(crate) const WEB: &[&[u8]] = &[HTTP2, b"http/1.1", b"http/1.0"];
 
 /// All certificates of one listener.
 #[derive(Debug)]
@@ -122,9 +124,11 @@ impl Certificates {
         }
     }
 
+    /// For clients of these protocols (ALPN).
+    ///
     /// # Errors
     /// When the machine gives no random numbers.
-    pub fn acceptor(self: &Arc<Self>) -> Result<TlsAcceptor, GatewayError> {
+    pub fn acceptor(self: &Arc<Self>, protocols: &[&[u8]]) -> Result<TlsAcceptor, GatewayError> {
         let failed = |error: rustls::Error| GatewayError::Config(format!("TLS cannot be set up: {error}"));
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let mut config = builder
@@ -132,8 +136,7 @@ impl Certificates {
             .map_err(failed)?
             .with_no_client_auth()
             .with_cert_resolver(self.clone());
-        // The last is what `curl --http1.0` offers, and nothing else with it.
-        config.alpn_protocols = [HTTP2, b"http/1.1", b"http/1.0"].map(<[u8]>::to_vec).to_vec();
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         config.ticketer = ring::Ticketer::new().map_err(failed)?;
         // No early data: it can be replayed, and a write must not be.
         config.max_early_data_size = 0;

@@ -2,7 +2,7 @@
 
 use crate::check;
 use crate::problem::{self, Level, Problem, Raw, SpecError, name_of};
-use crate::{Gateway, Migration, Secret};
+use crate::{Database, Gateway, Migration, Secret};
 use std::io::Read;
 use std::path::Path;
 
@@ -149,9 +149,9 @@ impl Migration {
         vec![Gateway { name: "gateway".into(), control, token: None, remote: None }]
     }
 
-    /// Is there anything that a gateway does: a service, or a PgBouncer that it drives?
+    /// Is there anything that a gateway does: a service, a front door of a database, or a PgBouncer that it drives?
     pub fn needs_gateways(&self) -> bool {
-        !self.services.is_empty() || self.databases.iter().any(|database| !database.pgbouncers.is_empty())
+        !self.services.is_empty() || self.databases.iter().any(Database::is_behind_gateway)
     }
 
     /// The secret that a gateway and its engine show each other; `None` when the file names none, or no such gateway.

@@ -276,6 +276,27 @@ pub struct Database {
     /// PgBouncers that the application comes by: their clients are held through a switch and sent on to the new owner.
     #[serde(default)]
     pub pgbouncers: Vec<PgBouncer>,
+    /// A front door at every gateway, for clients that speak PostgreSQL's protocol and come by no PgBouncer.
+    #[serde(default)]
+    pub front: Option<DatabaseFront>,
+}
+
+impl Database {
+    /// Do its clients come by a gateway that can hold them?
+    pub fn is_behind_gateway(&self) -> bool {
+        self.front.is_some() || !self.pgbouncers.is_empty()
+    }
+}
+
+/// Where a gateway takes the clients of a PostgreSQL database. The logins under `applications` that have a password may come in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseFront {
+    /// Where clients connect instead of to the server: `0.0.0.0:5432`.
+    pub listen: String,
+    /// Certificates, and with them nothing but TLS; without any, clients come in plain text.
+    #[serde(default)]
+    pub tls: Vec<Certificate>,
 }
 
 /// A PgBouncer in front of a PostgreSQL database, driven by the gateway process that runs beside it.

@@ -4,9 +4,10 @@ use super::{Context, resolve};
 use crate::exit::{CliError, Exit, with_path};
 use crate::paths;
 use clap::Args;
-use rehome_databases::Address;
-use rehome_gateway::Config;
-use rehome_gateway::pgbouncer::{Backend, PgBouncer};
+use rehome_databases::{Address, trusted_by};
+use rehome_gateway::pgbouncer::PgBouncer;
+use rehome_gateway::postgres::{End, FrontDoor, Login};
+use rehome_gateway::{Backend, Config};
 use rehome_spec::{Database, Gateway, Migration};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -119,23 +120,21 @@ fn config(home: &Path, migration: &Migration, name: Option<&str>) -> Result<Conf
         (gateway.name.clone(), gateway.control.clone(), migration.services.clone());
     let config = Config::new(name, state, control, secret(gateway)?, services);
     let mut bouncers = Vec::new();
+    let fronts = migration.databases.iter().filter_map(|database| Some((database, database.front.as_ref()?)));
+    let front_doors = fronts.map(|(database, front)| front_door(database, front)).collect::<Result<_, _>>()?;
     for database in &migration.databases {
         let ours = database.pgbouncers.iter();
         for written in ours.filter(|one| one.gateway.as_ref().is_none_or(|name| *name == gateway.name)) {
             bouncers.push(pgbouncer(database, written)?);
         }
     }
-    Ok(Config { bouncers, hold: migration.switch.hold.clone(), remote: gateway.remote.clone(), ..config })
+    Ok(Config { bouncers, front_doors, hold: migration.switch.hold.clone(), remote: gateway.remote.clone(), ..config })
 }
 
 /// A PgBouncer as the gateway drives it.
 pub fn pgbouncer(database: &Database, written: &rehome_spec::PgBouncer) -> Result<PgBouncer, CliError> {
-    let parsed =
-        |text: &str| Address::parse(text).map_err(|error| CliError::usage(error.text).hint(error.hint));
-    let backend = |end: &rehome_spec::DatabaseEnd| {
-        parsed(&end.url).map(|at| Backend { host: at.host, port: at.port, database: at.database })
-    };
-    let (console, source) = (parsed(&written.admin)?, backend(&database.source)?);
+    let backend = |end: &rehome_spec::DatabaseEnd| address(&end.url).map(backend);
+    let (console, source) = (address(&written.admin)?, backend(&database.source)?);
     let password = written.password.as_ref().map(resolve).transpose();
     Ok(PgBouncer {
         name: database.name.clone(),
@@ -148,6 +147,44 @@ pub fn pgbouncer(database: &Database, written: &rehome_spec::PgBouncer) -> Resul
         source,
         target: backend(&database.target)?,
     })
+}
+
+/// A front door as the gateway opens it.
+pub fn front_door(database: &Database, written: &rehome_spec::DatabaseFront) -> Result<FrontDoor, CliError> {
+    let end = |end: &rehome_spec::DatabaseEnd| {
+        let address = address(&end.url)?;
+        let tls = trusted_by(&address).map_err(|error| CliError::usage(error.text))?;
+        Ok::<_, CliError>(End { at: backend(address), tls })
+    };
+    let credentials = |error| CliError::new(Exit::Credentials, error);
+    let mut logins = Vec::new();
+    for login in &database.source.applications {
+        let Some(password) = &login.password else { continue };
+        let password = resolve(password).map_err(credentials)?;
+        let there = database.target.applications.iter().find(|other| other.user == login.user);
+        let there = there.and_then(|other| other.password.as_ref()).map(resolve).transpose();
+        let there = there.map_err(credentials)?.unwrap_or_else(|| password.clone());
+        let passwords = [Some(password.clone()), Some(there)];
+        logins.push(Login { user: login.user.clone(), password, passwords });
+    }
+    let source = end(&database.source)?;
+    Ok(FrontDoor {
+        name: database.name.clone(),
+        listen: written.listen.clone(),
+        tls: written.tls.clone(),
+        database: source.at.database.clone(),
+        logins,
+        source,
+        target: end(&database.target)?,
+    })
+}
+
+fn address(text: &str) -> Result<Address, CliError> {
+    Address::parse(text).map_err(|error| CliError::usage(error.text).hint(error.hint))
+}
+
+fn backend(at: Address) -> Backend {
+    Backend { host: at.host, port: at.port, database: at.database }
 }
 
 /// The shared secret of a gateway: its `token`, or a file beside its socket that the first one to come writes.

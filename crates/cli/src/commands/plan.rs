@@ -177,7 +177,7 @@ fn risks(migration: &Migration, parts: &[PlannedPart]) -> Vec<Finding> {
             found.push(warn("no-change-feed", text, "give the part a change hook under `changes`"));
         }
         let is_behind =
-            |database: &rehome_spec::Database| database.name == *name && !database.pgbouncers.is_empty();
+            |database: &rehome_spec::Database| database.name == *name && database.is_behind_gateway();
         if !migration.services.iter().any(|service| service.uses.contains(name))
             && !migration.databases.iter().any(is_behind)
         {
@@ -255,6 +255,10 @@ fn steps_of(migration: &Migration, parts: &[PlannedPart]) -> Vec<PlannedStep> {
     for database in migration.databases.iter().filter(|database| !database.pgbouncers.is_empty()) {
         let text = format!("pause the clients of {} in PgBouncer, between two transactions", database.name);
         steps.push(step('~', "switching", text, Some("resume them on the source")));
+    }
+    for database in migration.databases.iter().filter(|database| database.front.is_some()) {
+        let text = format!("hold the clients of {} at the front door, between two transactions", database.name);
+        steps.push(step('~', "switching", text, Some("release them to the source")));
     }
     for worker in &migration.workers {
         steps.push(step('~', "switching", format!("stop worker {}", worker.name), Some("start it again")));

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 const SETTINGS: [(&str, &str); 5] = [
     ("wal_retrieve_retry_interval", "100ms"),
     ("max_connections", "100"),
@@ -19,7 +19,7 @@ const SETTINGS: [(&str, &str); 5] = [
     ("max_replication_slots", "20"),
     ("shared_buffers", "64MB"),
 ];
-const CLIENTS: u32 = 8;
+pub const CLIENTS: u32 = 8;
 
 /// Rows that each client numbers, in the order in which they were acknowledged, beside a balance that each of them adds to.
 const TABLES: &str =
@@ -27,26 +27,37 @@ const TABLES: &str =
     CREATE TABLE balance (client int PRIMARY KEY, sum bigint NOT NULL);
     INSERT INTO balance SELECT client, 0 FROM generate_series(0, 63) client;
     ALTER TABLE acked OWNER TO shop; ALTER TABLE balance OWNER TO shop";
-const SCRIPT: &str = "\\set n :n + 1\nBEGIN;\nINSERT INTO acked (client, n) VALUES (:client_id, :n);\n\
+pub const SCRIPT: &str = "\\set n :n + 1\nBEGIN;\nINSERT INTO acked (client, n) VALUES (:client_id, :n);\n\
     UPDATE balance SET sum = sum + :n WHERE client = :client_id;\nCOMMIT;\n";
 
-struct Stage {
-    place: Place,
-    programs: PathBuf,
-    source: Postgres,
-    target: Postgres,
-    bouncer: PgBouncer,
-    gateway: Option<Gateway>,
+/// The way clients come to their database.
+#[derive(Debug, Clone, Copy)]
+pub enum Way {
+    /// With this `pool_mode`.
+    Bouncer(&'static str),
+    /// The gateway's own door.
+    Front,
+}
+
+const BOUNCER: Way = Way::Bouncer("transaction");
+
+pub struct Stage {
+    pub place: Place,
+    pub programs: PathBuf,
+    pub source: Postgres,
+    pub target: Postgres,
+    bouncer: Option<PgBouncer>,
+    pub gateway: Option<Gateway>,
 }
 
 impl Stage {
-    fn open(fence: &str, pool_mode: &str) -> Option<Self> {
-        Self::open_on(&std::env::temp_dir(), fence, pool_mode)
+    pub fn open(fence: &str, way: Way) -> Option<Self> {
+        Self::open_on(&std::env::temp_dir(), fence, way)
     }
 
     /// `disk`: where the target's files are.
-    fn open_on(disk: &Path, fence: &str, pool_mode: &str) -> Option<Self> {
-        let (programs, program) = (programs_or_skip()?, pgbouncer::program_or_skip()?);
+    fn open_on(disk: &Path, fence: &str, way: Way) -> Option<Self> {
+        let programs = programs_or_skip()?;
         let source = Postgres::start(&programs, &SETTINGS).unwrap();
         let target = Postgres::start_in(disk, &programs, &SETTINGS).unwrap();
         source.sql("postgres", "CREATE ROLE shop LOGIN").unwrap();
@@ -62,32 +73,43 @@ impl Stage {
         for server in [&source, &target] {
             server.sql("postgres", "CREATE ROLE rehome SUPERUSER LOGIN").unwrap();
         }
-        let databases = format!("orders = host={} dbname=orders", source.folder().display());
-        let users = [("rehome", "console"), ("shop", "secret")];
-        let bouncer =
-            PgBouncer::start(&program, &databases, &users, &format!("pool_mode = {pool_mode}")).unwrap();
         let place = Place::new();
+        for secret in ["console", "secret"] {
+            let path = place.write(secret, secret);
+            std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        }
         let end = |server: &Postgres| {
             format!(
-                "url = {:?}\napplications = [{{ user = \"shop\" }}]\n",
-                server.address("rehome", "orders")
+                "url = {:?}\napplications = [{{ user = \"shop\", password = \"file:{}\" }}]\n",
+                server.address("rehome", "orders"),
+                place.path("secret").display()
             )
         };
-        place.write("console", "console");
-        std::fs::set_permissions(place.path("console"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .unwrap();
+        let (bouncer, front) = match way {
+            Way::Bouncer(pool_mode) => {
+                let program = pgbouncer::program_or_skip()?;
+                let databases = format!("orders = host={} dbname=orders", source.folder().display());
+                let users = [("rehome", "console"), ("shop", "secret")];
+                let settings = format!("pool_mode = {pool_mode}");
+                let bouncer = PgBouncer::start(&program, &databases, &users, &settings).unwrap();
+                let table = format!(
+                    "[[databases.pgbouncers]]\nadmin = {:?}\npassword = \"file:{}\"\nfile = {:?}\n",
+                    bouncer.address("rehome", "pgbouncer"),
+                    place.path("console").display(),
+                    bouncer.folder().join("rehome.ini"),
+                );
+                (Some(bouncer), table)
+            }
+            Way::Front => (None, "[databases.front]\nlisten = \"127.0.0.1:0\"\n".to_owned()),
+        };
         place.write(
             "rehome.toml",
             &format!(
                 "[migration]\nname = \"orders\"\nsource = {{ cloud = \"a\", region = \"here\" }}\ntarget = {{ cloud = \"b\", region = \"there\" }}\n\n\
                  [switch]\nmax_pause = \"2s\"\naccept = [\"no-bypass\"]\n\n[[databases]]\nname = \"orders\"\nfence = {fence:?}\n\n\
-                 [databases.source]\n{}\n[databases.target]\n{}\n[[databases.pgbouncers]]\nadmin = {:?}\npassword = \"file:{}\"\nfile = {:?}\n\n\
-                 [[gateways]]\nname = \"one\"\ncontrol = {:?}\n",
+                 [databases.source]\n{}\n[databases.target]\n{}\n{front}\n[[gateways]]\nname = \"one\"\ncontrol = {:?}\n",
                 end(&source),
                 end(&target),
-                bouncer.address("rehome", "pgbouncer"),
-                place.path("console").display(),
-                bouncer.folder().join("rehome.ini"),
                 place.path("g.sock"),
             ),
         );
@@ -95,21 +117,26 @@ impl Stage {
         Some(Self { place, programs, source, target, bouncer, gateway: Some(gateway) })
     }
 
-    fn rehome(&self, words: &[&str]) -> Ran {
+    pub fn rehome(&self, words: &[&str]) -> Ran {
         let mut command = self.place.command(&["--file", "rehome.toml"]);
         ran(command.args(words).output().unwrap())
     }
 
-    /// A program of PostgreSQL as the application, through PgBouncer.
-    fn client(&self, program: &str) -> Command {
+    /// A program of PostgreSQL as the application, the way that clients come.
+    pub fn client(&self, program: &str) -> Command {
+        let (host, port) = match (&self.bouncer, self.gateway.as_ref().and_then(|gateway| gateway.front)) {
+            (Some(bouncer), _) => (bouncer.folder().display().to_string(), pgbouncer::PORT),
+            (None, Some(front)) => (front.ip().to_string(), front.port()),
+            (None, None) => panic!("clients have no way"),
+        };
         let mut command = Command::new(self.programs.join(program));
-        command.args(["-U", "shop", "-p", &pgbouncer::PORT.to_string(), "-h"]).arg(self.bouncer.folder());
+        command.args(["-U", "shop", "-p", &port.to_string(), "-h", &host]);
         command.args(["-d", "orders"]).env("PGPASSWORD", "secret").current_dir(self.place.folder.path());
         command
     }
 
     /// Clients at `rate` transactions a second together until they are told to end: with our own script, or TPC-B.
-    fn bench(&self, name: &str, clients: u32, rate: u32, work: &[&str]) -> Bench {
+    pub fn bench(&self, name: &str, clients: u32, rate: u32, work: &[&str]) -> Bench {
         let mut command = self.client("pgbench");
         command.args(["-n", "-c", &clients.to_string(), "-j", "2", "-l", &format!("--log-prefix={name}")]);
         command.args(["-R", &rate.to_string(), "-T", "600"]).args(work);
@@ -119,19 +146,19 @@ impl Stage {
         Bench { running: Running(running), logs: self.place.path(&format!("{name}.")), errors }
     }
 
-    fn rows(&self, server: &Postgres) -> u64 {
+    pub fn rows(&self, server: &Postgres) -> u64 {
         server.sql("orders", "SELECT count(*) FROM acked").unwrap().parse().unwrap()
     }
 
     /// So many more rows arrive there.
-    fn goes_on(&self, server: &Postgres, more: u64) {
+    pub fn goes_on(&self, server: &Postgres, more: u64) {
         let wanted = self.rows(server) + more;
         wait_for("rows", PATIENCE, || (self.rows(server) >= wanted).then_some(()));
     }
 }
 
 /// Clients at work.
-struct Bench {
+pub struct Bench {
     running: Running,
     /// How the names of its logs begin.
     logs: PathBuf,
@@ -140,7 +167,7 @@ struct Bench {
 
 impl Bench {
     /// Ends it as the end of its time would, and says what it saw committed: none failed.
-    fn end(mut self) -> (u64, f64) {
+    pub fn end(mut self) -> (u64, f64) {
         crate::harness::send(self.running.0.id(), rustix::process::Signal::ALARM);
         let ended = wait_for("the end of pgbench", PATIENCE, || self.running.0.try_wait().unwrap());
         assert!(ended.success(), "{}", std::fs::read_to_string(&self.errors).unwrap());
@@ -168,15 +195,14 @@ fn committed(logs: &Path) -> (u64, f64) {
 }
 
 /// There and back while clients write; what they saw committed is there, once, in their order.
-fn whole(fence: &str) {
+pub fn whole(fence: &str, way: Way, protocol: &str) {
     let rate = std::env::var("REHOME_BENCH_RATE").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
-    let Some(stage) = Stage::open(fence, "transaction") else { return };
+    let Some(stage) = Stage::open(fence, way) else { return };
     let doctor = stage.rehome(&["doctor"]);
     assert_eq!(doctor.code, 0, "{}\n{}", doctor.stdout, doctor.stderr);
-    assert!(doctor.stdout.contains("holds between transactions"), "{}", doctor.stdout);
     let script = stage.place.write("script.sql", SCRIPT);
-    let ours = stage.bench("ours", CLIENTS, rate, &["-D", "n=0", "-f", script.to_str().unwrap()]);
-    let tpcb = stage.bench("tpcb", 4, rate / 4, &["-b", "tpcb-like"]);
+    let ours = stage.bench("ours", CLIENTS, rate, &["-M", protocol, "-D", "n=0", "-f", script.to_str().unwrap()]);
+    let tpcb = stage.bench("tpcb", 4, rate / 4, &["-M", protocol, "-b", "tpcb-like"]);
     stage.goes_on(&stage.source, 200);
     let pause = || stage.rehome(&["report", "--json"]).last_json()["write_pause_ms"].to_string();
     let end_with = format!("--end-with={}", std::process::id());
@@ -206,7 +232,7 @@ fn whole(fence: &str) {
         assert_eq!(stage.source.sql("orders", what).unwrap(), wanted.to_string(), "{what}");
     }
     eprintln!(
-        "{fence}: {ours} and {tpcb} transactions at {rate} and {}/s, the longest {longest:.0} and {longest_tpcb:.0} ms; pause {} and {} ms",
+        "{way:?}, {fence}: {ours} and {tpcb} transactions at {rate} and {}/s, the longest {longest:.0} and {longest_tpcb:.0} ms; pause {} and {} ms",
         rate / 4,
         there["write_pause_ms"],
         pause()
@@ -216,21 +242,21 @@ fn whole(fence: &str) {
 #[test]
 fn there_and_back_under_pgbench() {
     for _ in 0..times() {
-        whole("writes");
+        whole("writes", BOUNCER, "simple");
     }
 }
 
 #[test]
 fn there_and_back_with_logins_shut_out() {
     for _ in 0..times() {
-        whole("logins");
+        whole("logins", BOUNCER, "simple");
     }
 }
 
 /// Who does not come to an end keeps the switch from beginning, and nobody else waits for long.
 #[test]
 fn a_transaction_that_stays_open_gives_the_switch_up_and_clients_go_on() {
-    let Some(stage) = Stage::open("writes", "transaction") else { return };
+    let Some(stage) = Stage::open("writes", BOUNCER) else { return };
     let script = stage.place.write("script.sql", SCRIPT);
     let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
     let end_with = format!("--end-with={}", std::process::id());
@@ -264,7 +290,7 @@ fn a_transaction_that_stays_open_gives_the_switch_up_and_clients_go_on() {
 /// A gateway that is killed changes nothing for clients; the next one goes on, and switches.
 #[test]
 fn clients_need_no_gateway_but_for_a_switch() {
-    let Some(mut stage) = Stage::open("writes", "transaction") else { return };
+    let Some(mut stage) = Stage::open("writes", BOUNCER) else { return };
     let script = stage.place.write("script.sql", SCRIPT);
     let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
     let end_with = format!("--end-with={}", std::process::id());
@@ -304,7 +330,7 @@ fn switched(stage: &Stage) {
 
 #[test]
 fn a_follower_that_is_killed_again_and_again_loses_nothing() {
-    let Some(stage) = Stage::open("writes", "transaction") else { return };
+    let Some(stage) = Stage::open("writes", BOUNCER) else { return };
     let bench = followed(&stage);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -327,7 +353,7 @@ fn a_follower_that_is_killed_again_and_again_loses_nothing() {
 
 #[test]
 fn a_slot_dropped_under_a_run_keeps_the_switch_away_and_clients_go_on() {
-    let Some(stage) = Stage::open("writes", "transaction") else { return };
+    let Some(stage) = Stage::open("writes", BOUNCER) else { return };
     let bench = followed(&stage);
     let drop =
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL;
@@ -376,7 +402,7 @@ fn a_full_disk_at_the_target_keeps_the_switch_away_until_there_is_room() {
     let room = tempfile::tempdir().unwrap();
     std::fs::set_permissions(room.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let Some(disk) = Disk::mount(&room.path().join("disk")) else { return };
-    let Some(mut stage) = Stage::open_on(&disk.0, "writes", "transaction") else { return };
+    let Some(mut stage) = Stage::open_on(&disk.0, "writes", BOUNCER) else { return };
     let bench = followed(&stage);
     let ballast = disk.0.join("ballast");
     let mut file = std::fs::File::create(&ballast).unwrap();
@@ -404,7 +430,10 @@ fn a_full_disk_at_the_target_keeps_the_switch_away_until_there_is_room() {
 
 #[test]
 fn pools_by_session_cannot_be_held_and_doctor_says_so() {
-    let Some(stage) = Stage::open("writes", "session") else { return };
+    let Some(stage) = Stage::open("writes", Way::Bouncer("session")) else { return };
+    let Some(other) = Stage::open("writes", BOUNCER) else { return };
+    let doctor = other.rehome(&["doctor"]);
+    assert!(doctor.stdout.contains("holds between transactions"), "{}", doctor.stdout);
     let doctor = stage.rehome(&["doctor"]);
     assert_eq!(doctor.code, 10, "{}\n{}", doctor.stdout, doctor.stderr);
     assert!(doctor.stdout.contains("pool_mode is session"), "{}", doctor.stdout);

@@ -141,6 +141,8 @@ pub fn free_port() -> u16 {
 pub struct Gateway {
     child: Child,
     pub listens: SocketAddr,
+    /// Where clients of the database `orders` come in, if they do.
+    pub front: Option<SocketAddr>,
     pub remote: Option<SocketAddr>,
 }
 
@@ -159,7 +161,8 @@ impl Gateway {
         let address = |value: &serde_json::Value| value.as_str().and_then(|text| text.parse().ok());
         // One that only drives others listens nowhere.
         let listens = address(&said["services"]["shop"]).unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-        Self { child, listens, remote: address(&said["remote"]) }
+        let front = address(&said["services"]["orders"]);
+        Self { child, listens, front, remote: address(&said["remote"]) }
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -12,6 +12,7 @@ mod documents;
 mod entry;
 mod foreign;
 mod front;
+mod front_door;
 mod gateways;
 mod harness;
 mod keep;

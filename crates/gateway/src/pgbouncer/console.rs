@@ -1,6 +1,7 @@
 //! PgBouncer's admin console: statements of the simple protocol, answered with tables of text.
 
-use super::{Backend, PgBouncer};
+use super::PgBouncer;
+use crate::backend::Backend;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};

@@ -1,6 +1,7 @@
 //! The file that says where PgBouncer's clients go: one line, written whole or not at all.
 
-use super::{Backend, PgBouncer};
+use super::PgBouncer;
+use crate::backend::Backend;
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;

@@ -7,6 +7,7 @@
 mod console;
 mod file;
 
+use crate::backend::{Backend, reaches};
 use crate::control::Mode;
 use crate::gate::{Gate, Label, Ticket};
 use console::{Console, Entry};
@@ -16,7 +17,6 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep};
 
 /// Between two attempts at a console that refuses or does not answer.
@@ -46,14 +46,6 @@ pub struct PgBouncer {
     pub options: String,
     pub source: Backend,
     pub target: Backend,
-}
-
-/// Where a side's database is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backend {
-    pub host: String,
-    pub port: u16,
-    pub database: String,
 }
 
 impl fmt::Debug for PgBouncer {
@@ -313,17 +305,4 @@ impl Driver {
             ..ServiceStatus::default()
         }
     }
-}
-
-/// Does anything listen there?
-async fn reaches(backend: &Backend) -> bool {
-    let reached = async {
-        if backend.host.starts_with('/') {
-            let path = format!("{}/.s.PGSQL.{}", backend.host, backend.port);
-            UnixStream::connect(path).await.is_ok()
-        } else {
-            TcpStream::connect((&*backend.host, backend.port)).await.is_ok()
-        }
-    };
-    tokio::time::timeout(LOOK, reached).await.unwrap_or(false)
 }

@@ -30,6 +30,7 @@ pub(super) fn check(root: &Node, found: &mut Vec<Raw>) {
     for database in root.list("databases") {
         database_ends(database, found);
         bouncers(root, database, found);
+        front(root, database, found);
     }
     for service in root.list("services") {
         uses(root, service, found);
@@ -288,6 +289,43 @@ fn bouncers(root: &Node, database: &Node, found: &mut Vec<Raw>) {
             }
         }
     }
+}
+
+/// A front door speaks PostgreSQL's protocol on an address of its own, and lets in whom it can prove.
+fn front(root: &Node, database: &Node, found: &mut Vec<Raw>) {
+    let Some(entry) = database.entry("front") else { return };
+    let url = database.get("source").and_then(|source| source.text_of("url")).unwrap_or("postgres:");
+    if !url.starts_with("postgres") {
+        let text = "a front door speaks PostgreSQL's protocol, and this is another engine";
+        found.push(Raw::error(&entry.key_span, text).hint("take `front` out"));
+        return;
+    }
+    let logins = database.get("source").map_or(&[][..], |source| source.list("applications"));
+    if !logins.iter().any(|login| login.get("password").is_some()) {
+        let text = "nobody could come in: no login under the source's `applications` has a password";
+        let hint = "write `applications = [{ user = \"shop\", password = \"env:SHOP_PASSWORD\" }]`";
+        found.push(Raw::error(&entry.key_span, text).hint(hint));
+    }
+    let Some(listen) = entry.value.get("listen") else { return };
+    let Some(text) = listen.text().filter(|text| !text.is_empty()) else { return };
+    let others = root.list("databases").iter().filter_map(|other| other.get("front"));
+    let taken = others.chain(root.list("services")).filter_map(|other| other.get("listen"));
+    if !text.ends_with(":0")
+        && taken.into_iter().any(|other| other.span.start < listen.span.start && other.text() == Some(text))
+    {
+        let problem = Raw::error(&listen.span, format!("something else listens on \"{}\", too", quote(text)));
+        found.push(problem.hint("give this front door an address of its own"));
+    }
+    let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
+    if entry.value.list("tls").is_empty() && !is_private_to_this_machine(host) {
+        let problem = Raw::warning(&listen.span, "clients come without TLS: what they read and write can be seen on the way");
+        found.push(problem.hint("add `tls = [{ chain = …, key = \"file:…\" }]`, or listen on 127.0.0.1"));
+    }
+}
+
+fn is_private_to_this_machine(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn database_ends(database: &Node, found: &mut Vec<Raw>) {

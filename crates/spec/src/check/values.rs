@@ -47,6 +47,7 @@ pub(super) fn example_of(shape: Option<&str>, key: &str) -> String {
         (Some("Store"), "url") => "add `url = \"s3://bucket/prefix\"`",
         (Some("Service"), "source") => "add `source = \"http://10.0.0.5:8000\"`: where it runs today",
         (Some("Service"), "target") => "add `target = \"http://10.8.0.5:8000\"`: where it will run",
+        (Some("DatabaseFront"), "listen") => "add `listen = \"0.0.0.0:5432\"`: where clients connect",
         (_, "listen") => "add `listen = \"0.0.0.0:8080\"`: where the gateway takes requests",
         (_, "remote") => {
             "remote = { address = \"10.0.0.6:7443\", tls = { chain = \"/etc/rehome/edge.pem\", key = \"file:/etc/rehome/edge.key\" } }"
@@ -90,9 +91,10 @@ pub(super) fn check(
             crate::shape::parse_size(text).err().map(|why| size_problem(key, text, &why, span))
         }
         (Some("Network"), _) => network(text, span),
-        (Some("Secret"), ["services", "tls", "key"] | ["gateways", "remote", "tls", "key"]) => {
-            key_file(text, span)
-        }
+        (
+            Some("Secret"),
+            ["services", "tls", "key"] | ["gateways", "remote", "tls", "key"] | ["databases", "front", "tls", "key"],
+        ) => key_file(text, span),
         (Some("Secret"), [.., key]) => secret_problem(key, text, span),
         (Some("ClientKey"), _) => client_key(text, span),
         (_, ["migration" | "objects" | "databases" | "services" | "gateways" | "workers", "name"]) => {
@@ -101,6 +103,7 @@ pub(super) fn check(
         (_, ["databases", "source" | "target", key @ ("url" | "seen_by_other")]) => database(key, text, span),
         (_, ["databases", "source" | "target", "applications", key @ "user"]) => not_empty(key, text, span),
         (_, ["databases", "pgbouncers", "admin"]) => console(text, span),
+        (_, ["databases", "front", "listen"]) => listen(text, span),
         (_, ["databases", "pgbouncers", key @ "file"]) => {
             whole_path(key, text, "/etc/pgbouncer/rehome.ini", span)
         }
@@ -120,9 +123,10 @@ pub(super) fn check(
         (_, ["services", "listen"]) => listen(text, span),
         (_, ["services", "health"]) => health(text, span),
         (_, ["services", "reads"]) => method(text, span),
-        (_, ["services", "tls", "chain"] | ["gateways", "remote", "tls", "chain"]) => {
-            whole_path("chain", text, "/etc/rehome/shop.pem", span)
-        }
+        (
+            _,
+            ["services", "tls", "chain"] | ["gateways", "remote", "tls", "chain"] | ["databases", "front", "tls", "chain"],
+        ) => whole_path("chain", text, "/etc/rehome/shop.pem", span),
         (_, ["gateways", "remote", "ca"]) => whole_path("ca", text, "/etc/rehome/ca.pem", span),
         (_, ["gateways", "remote", key @ ("address" | "listen")]) => host_and_port(key, text, span),
         (_, ["services", "hosts"]) => host(text, span),

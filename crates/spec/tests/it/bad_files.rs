@@ -128,6 +128,12 @@ wrong! {
         "{}\n[[databases.pgbouncers]]\nadmin = \"postgres://rehome@127.0.0.1:6432/pgbouncer\"\nfile = \"/a\"",
         DATABASE.replace("postgres://", "mariadb://")
     ));
+    front_door_for_nobody: plus(&format!("{DATABASE}\n[databases.front]\nlisten = \"0.0.0.0:8080\"\ntls = [{{ chain = \"a.pem\" }}]"));
+    front_door_of_another_engine: plus(&format!(
+        "{}\n[databases.front]\nlisten = \"\"",
+        DATABASE.replace("postgres://", "mariadb://")
+    ));
+    front_door_in_plain_text: plus(&format!("{DATABASE}\n[databases.front]\nlisten = \"0.0.0.0:5432\""));
     two_services_on_one_port: plus("[[services]]\nname = \"b\"\nlisten = \"0.0.0.0:8080\"\nsource = \"http://a\"\ntarget = \"http://b\"");
     uses_no_part: with("uses = [\"media\"]", "uses = [\"medai\", \"orders\"]");
     steps_that_fall: plus("[switch]\nread_steps = [5, 1, 100, 0]");
