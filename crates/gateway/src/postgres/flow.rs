@@ -87,7 +87,7 @@ impl Flow {
                     let body = Bytes::copy_from_slice(&message[HEAD..]);
                     self.statement(head.kind, body)?;
                 } else {
-                    self.hidden = Some("a statement too large to be looked into");
+                    self.hidden = Some("it ran a statement too large to be looked into");
                 }
             }
             self.progress.sent(head.kind);
@@ -102,7 +102,7 @@ impl Flow {
         for name in custom_settings(&statement) {
             match name {
                 Some(name) if self.custom.len() < MOST_CUSTOM => drop(self.custom.insert(name)),
-                _ => self.hidden = Some("a setting whose name cannot be seen"),
+                _ => self.hidden = Some("it has a setting whose name cannot be seen"),
             }
         }
         if name.is_empty() {

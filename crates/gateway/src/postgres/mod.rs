@@ -111,10 +111,10 @@ pub(crate) struct Door {
     /// Makes answers to users who do not exist look the same every time.
     secret: [u8; 32],
     seats: Mutex<HashMap<Bytes, Seat>>,
-    /// Idle sessions of which nobody knows what they have become.
-    unread: AtomicU64,
-    /// Rung when one of them was read.
-    read: Notify,
+    /// Idle sessions that are not ready to go to the other side.
+    unready: AtomicU64,
+    /// Rung when one of them is.
+    ready: Notify,
     reading: Semaphore,
     /// By side: one that does not answer must not keep the other's clients out.
     opening: [Semaphore; 2],
@@ -168,8 +168,8 @@ impl Door {
             verifiers,
             secret,
             seats: Mutex::default(),
-            unread: AtomicU64::new(0),
-            read: Notify::new(),
+            unready: AtomicU64::new(0),
+            ready: Notify::new(),
             reading: Semaphore::new(AT_ONCE),
             opening: [Semaphore::new(AT_ONCE), Semaphore::new(AT_ONCE)],
             times: Recent::default(),
@@ -224,22 +224,22 @@ impl Door {
         }
     }
 
-    /// Waits until it is known of every idle session what it has become, for as long as arming may take.
+    /// Waits until every idle session is ready to go, for as long as arming may take.
     pub async fn prepared(&self) {
-        let all_read = async {
+        let all_ready = async {
             loop {
-                let read = self.read.notified();
-                tokio::pin!(read);
-                read.as_mut().enable();
-                if self.unread.load(Ordering::SeqCst) == 0 {
+                let ready = self.ready.notified();
+                tokio::pin!(ready);
+                ready.as_mut().enable();
+                if self.unready.load(Ordering::SeqCst) == 0 {
                     return;
                 }
-                read.await;
+                ready.await;
             }
         };
-        if tokio::time::timeout(PREPARE, all_read).await.is_err() {
-            let unread = self.unread.load(Ordering::SeqCst);
-            tracing::warn!(database = self.plan.name, unread, "sessions are not read yet; they may have to come again");
+        if tokio::time::timeout(PREPARE, all_ready).await.is_err() {
+            let unready = self.unready.load(Ordering::SeqCst);
+            tracing::warn!(database = self.plan.name, unready, "sessions are not ready yet; the switch does not wait for them");
         }
     }
 

@@ -75,6 +75,8 @@ pub(super) enum Closed {
     Refused(BytesMut),
     /// It cannot be reached, or does not speak as it should.
     Unreachable(String),
+    /// The session cannot be there what it was; trying again is of no use.
+    Unlike(String),
 }
 
 impl From<io::Error> for Closed {
@@ -91,6 +93,7 @@ impl Closed {
             Self::Unreachable(why) => {
                 fatal("57P03", &format!("the database cannot be reached: {why}"), "try again")
             }
+            Self::Unlike(why) => cannot_go(&why),
         }
     }
 
@@ -101,9 +104,14 @@ impl Closed {
                 let body = message.get(frame::HEAD..).map(Bytes::copy_from_slice).unwrap_or_default();
                 frame::field(body, b'M').unwrap_or_else(|| "refused".into())
             }
-            Self::Unreachable(why) => why.clone(),
+            Self::Unreachable(why) | Self::Unlike(why) => why.clone(),
         }
     }
+}
+
+/// How a client is told that its session ends with the move; SQLSTATE `admin_shutdown`, which pools of connections understand.
+pub(super) fn cannot_go(why: &str) -> BytesMut {
+    fatal("57P01", &format!("the database has moved, and this session cannot: {why}"), "connect again")
 }
 
 /// An open session.

@@ -4,7 +4,7 @@
 use super::flow::{Flow, Up};
 use super::frame::{self, HEAD, fatal};
 use super::login::{Client, authentication};
-use super::server::{Caller, Closed, Server};
+use super::server::{Caller, Closed, Server, cannot_go};
 use super::state::State;
 use super::{Door, Seat};
 use crate::control::Mode;
@@ -29,9 +29,6 @@ const READ: Duration = Duration::from_secs(2);
 const MOVE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// How a client is told that it must come again; SQLSTATE `admin_shutdown`, which pools of connections understand.
-const ENDED: &str = "57P01";
-
 struct Session {
     door: Arc<Door>,
     client: Client,
@@ -42,8 +39,8 @@ struct Session {
     flow: Mutex<Flow>,
     /// As it was when it was last read; `None`: a transaction came after.
     state: Option<State>,
-    /// Counted while nobody knows what an idle session has become.
-    unread: Option<Unread>,
+    /// Counted while an idle session is not ready to go.
+    unready: Option<Unready>,
     /// The same session at the other side, ready in case.
     standby: Option<Standby>,
     /// It cannot go elsewhere, and counts as a session in a switch.
@@ -52,32 +49,59 @@ struct Session {
     key: Key,
 }
 
-/// A session that was made ahead.
+/// A session that is made ahead.
 struct Standby {
     state: State,
     side: Side,
-    opening: JoinHandle<Result<Server, Closed>>,
+    made: Made,
+}
+
+enum Made {
+    Opening(JoinHandle<Result<Server, Closed>>),
+    Open(Box<Server>),
+    /// It will be tried again when it is needed.
+    Not,
+}
+
+impl Standby {
+    /// Waits until it is made or not; says why the session can never be there. For ever when that was said already.
+    async fn finish(&mut self) -> Option<String> {
+        let Made::Opening(opening) = &mut self.made else { return std::future::pending().await };
+        let (made, why) = match opening.await {
+            Ok(Ok(server)) => (Made::Open(Box::new(server)), None),
+            Ok(Err(Closed::Unlike(why))) => (Made::Not, Some(why)),
+            Ok(Err(closed)) => {
+                tracing::debug!(why = closed.words(), "a session was not made ahead");
+                (Made::Not, None)
+            }
+            Err(_) => (Made::Not, None),
+        };
+        self.made = made;
+        why
+    }
 }
 
 impl Drop for Standby {
     fn drop(&mut self) {
-        self.opening.abort();
+        if let Made::Opening(opening) = &self.made {
+            opening.abort();
+        }
     }
 }
 
-struct Unread(Arc<Door>);
+struct Unready(Arc<Door>);
 
-impl Unread {
+impl Unready {
     fn count(door: &Arc<Door>) -> Self {
-        door.unread.fetch_add(1, Ordering::SeqCst);
+        door.unready.fetch_add(1, Ordering::SeqCst);
         Self(door.clone())
     }
 }
 
-impl Drop for Unread {
+impl Drop for Unready {
     fn drop(&mut self) {
-        self.0.unread.fetch_sub(1, Ordering::SeqCst);
-        self.0.read.notify_waiters();
+        self.0.unready.fetch_sub(1, Ordering::SeqCst);
+        self.0.ready.notify_waiters();
     }
 }
 
@@ -115,7 +139,7 @@ struct Farewell(BytesMut);
 
 impl Farewell {
     fn new(text: &str) -> Self {
-        Self(fatal(ENDED, text, "connect again"))
+        Self(fatal("57P01", text, "connect again"))
     }
 }
 
@@ -154,7 +178,7 @@ pub(super) async fn serve(
     let session = Session {
         state: Some(State::default()),
         flow,
-        unread: None,
+        unready: None,
         standby: None,
         stays: None,
         server: Some(server),
@@ -219,12 +243,14 @@ impl Session {
                 return Ok(Some(farewell));
             }
             if !self.client.reading.buffer.is_empty() {
+                self.unready = None;
                 match self.go().await? {
                     Ok(Ended::Idle) => continue,
                     Ok(Ended::Gone) => return Ok(None),
                     Err(farewell) => return Ok(Some(farewell)),
                 }
             }
+            self.count();
             let stays = self.stays.as_ref().map(|session| session.end.clone());
             tokio::select! {
                 biased;
@@ -240,6 +266,11 @@ impl Session {
                 heard = hear(&mut self.server) => {
                     if let Some(end) = self.heard(heard).await? {
                         return Ok(Some(end));
+                    }
+                }
+                why = finished(&mut self.standby) => {
+                    if let (Some(state), Some(_)) = (&mut self.state, &why) {
+                        state.bound = why;
                     }
                 }
                 () = &mut changed => {}
@@ -273,6 +304,16 @@ impl Session {
         Ok(Ok(()))
     }
 
+    /// Arming waits for idle sessions that nobody has read, or that are being made at the other side.
+    fn count(&mut self) {
+        let is_made = self.standby.as_ref().is_none_or(|standby| !matches!(standby.made, Made::Opening(_)));
+        if self.state.is_some() && is_made {
+            self.unready = None;
+        } else if self.unready.is_none() {
+            self.unready = Some(Unready::count(&self.door));
+        }
+    }
+
     /// Asks the server what the session has become, unless that is known.
     async fn read_state(&mut self) -> io::Result<()> {
         if self.state.is_some() {
@@ -291,12 +332,9 @@ impl Session {
                 state.unnamed = flow.unnamed.clone();
                 state.bound = state.bound.or_else(|| flow.hidden.map(str::to_owned));
                 self.state = Some(state);
-                self.unread = None;
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::Other => {
                 tracing::warn!(database = self.door.plan.name, %error, "a session cannot be read");
-                // It is not asked again until the next change.
-                self.unread = None;
             }
             // Whether an answer is still to come is not known: nothing more can be asked there.
             _ => self.server = None,
@@ -322,7 +360,7 @@ impl Session {
             return;
         }
         let opening = tokio::spawn(open(self.door.clone(), self.caller(), state.clone(), side));
-        self.standby = Some(Standby { state: state.clone(), side, opening });
+        self.standby = Some(Standby { state: state.clone(), side, made: Made::Opening(opening) });
     }
 
     /// Who the client is, with the encoding that it has now: everything that is read of its session is in it.
@@ -337,8 +375,7 @@ impl Session {
 
     fn cannot_go(&self) -> Farewell {
         let why = self.state.as_ref().and_then(|state| state.bound.as_deref());
-        let why = why.map_or_else(|| "what it has become is not known".to_owned(), |why| format!("it has {why}"));
-        Farewell::new(&format!("the database has moved, and this session cannot: {why}"))
+        Farewell(cannot_go(why.unwrap_or("what it has become is not known")))
     }
 
     /// To the owner's server, with everything. The ticket is held meanwhile.
@@ -389,13 +426,12 @@ impl Session {
         if standby.side != side || standby.state != *state {
             return None;
         }
-        match (&mut standby.opening).await {
-            Ok(Ok(server)) => Some(server),
-            Ok(Err(closed)) => {
-                tracing::debug!(why = closed.words(), "a session was not made ahead");
-                None
-            }
-            Err(_) => None,
+        if matches!(standby.made, Made::Opening(_)) {
+            standby.finish().await;
+        }
+        match std::mem::replace(&mut standby.made, Made::Not) {
+            Made::Open(server) => Some(*server),
+            _ => None,
         }
     }
 
@@ -429,7 +465,6 @@ impl Session {
             // Still under the ticket: the fence comes after it.
             self.read_state().await?;
         }
-        self.unread = (is_idle && self.state.is_none()).then(|| Unread::count(&self.door));
         self.door.times.record(ticket.started.elapsed());
         self.door.transactions.fetch_add(1, Ordering::Relaxed);
         Ok(Ok(ended))
@@ -504,7 +539,8 @@ impl Session {
         }
     }
 
-    /// What a server says to an idle session goes to the client; that it ends is the client's concern only where it does not move.
+    /// What a server says to an idle session goes to the client; that it ends is the client's concern only where nobody knows what the
+    /// session was: otherwise it is made again.
     async fn heard(&mut self, heard: io::Result<bool>) -> io::Result<Option<Farewell>> {
         let is_gone = !matches!(heard, Ok(true));
         let (mut pass, mut last_words) = (BytesMut::new(), None);
@@ -532,12 +568,19 @@ impl Session {
             return Ok(None);
         }
         self.server = None;
-        let gate = &self.door.gate;
-        let moves = gate.mode() != Mode::Standing || gate.owner() != self.side;
-        if moves && self.state.is_some() {
+        if self.state.is_some() {
             return Ok(None);
         }
-        Ok(Some(Farewell(last_words.unwrap_or_else(|| fatal(ENDED, "the server ended the session", "connect again")))))
+        let last_words = last_words.map(Farewell);
+        Ok(Some(last_words.unwrap_or_else(|| Farewell::new("the server ended the session"))))
+    }
+}
+
+/// See [`Standby::finish`]; for ever where there is none.
+async fn finished(standby: &mut Option<Standby>) -> Option<String> {
+    match standby {
+        Some(standby) => standby.finish().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -556,8 +599,11 @@ async fn open(door: Arc<Door>, caller: Caller, state: State, side: Side) -> Resu
     let mut server = Server::open(door.end(side), &caller, password).await?;
     let making = tokio::time::timeout(READ, state.make(&mut server, &caller.user)).await;
     let made = making.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    made.map_err(|error| Closed::Unreachable(format!("a session cannot be made again: {error}")))?;
-    Ok(server)
+    match made {
+        Ok(()) => Ok(server),
+        Err(error) if error.kind() == io::ErrorKind::Other => Err(Closed::Unlike(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The same, again and again: the new owner opens its doors at this very moment.
@@ -565,7 +611,7 @@ async fn open_in_time(door: Arc<Door>, caller: Caller, state: State, side: Side)
     let until = Instant::now() + MOVE;
     loop {
         match Box::pin(open(door.clone(), caller.clone(), state.clone(), side)).await {
-            Err(closed) if Instant::now() < until => {
+            Err(closed) if !matches!(closed, Closed::Unlike(_)) && Instant::now() < until => {
                 tracing::debug!(why = closed.words(), "a session is opened again");
                 tokio::time::sleep(AGAIN).await;
             }

@@ -27,11 +27,11 @@ const LOOK: &str = "SELECT 'setting', name, setting, NULL, NULL, NULL FROM pg_ca
       JOIN pg_catalog.pg_type p ON p.oid = a.type JOIN pg_catalog.pg_namespace c ON c.oid = p.typnamespace) t
     WHERE s.name <> 'rehome''s own'
   UNION ALL SELECT 'channel', c, NULL, NULL, NULL, NULL FROM pg_catalog.pg_listening_channels() c
-  UNION ALL SELECT 'bound', 'a temporary table', NULL, NULL, NULL, NULL WHERE EXISTS
+  UNION ALL SELECT 'bound', 'it has a temporary table', NULL, NULL, NULL, NULL WHERE EXISTS
     (SELECT FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema())
-  UNION ALL SELECT 'bound', 'an advisory lock', NULL, NULL, NULL, NULL WHERE EXISTS
+  UNION ALL SELECT 'bound', 'it has an advisory lock', NULL, NULL, NULL, NULL WHERE EXISTS
     (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())
-  UNION ALL SELECT 'bound', 'a cursor that outlives its transaction', NULL, NULL, NULL, NULL WHERE EXISTS
+  UNION ALL SELECT 'bound', 'it has a cursor that outlives its transaction', NULL, NULL, NULL, NULL WHERE EXISTS
     (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)";
 const SET: &str = "SELECT pg_catalog.set_config($1, $2, false)";
 const NUMBER: &str = "SELECT $1::pg_catalog.regtype::pg_catalog.oid";
@@ -115,6 +115,10 @@ impl State {
             b"setting" => drop(value.map(|value| self.settings.insert(name, value))),
             b"role" => self.role = Some(name).filter(|role| &role[..] != b"none"),
             b"user" => self.user = Some(name),
+            // The text of a PREPARE is all that was sent with it; what else is in there must not run again.
+            b"statement" if by_sql.as_deref() == Some(b"true") && !is_alone(value.as_deref()) => {
+                self.bound = Some("it has a statement that was prepared in one text with others".into());
+            }
             b"statement" => self.prepared.push(Prepared {
                 name,
                 statement: value.unwrap_or_default(),
@@ -224,6 +228,13 @@ fn types(numbers: &[u8], names: &[u8]) -> Vec<Type> {
         false => Type::Named(Bytes::copy_from_slice(name)),
     };
     if numbers.is_empty() { Vec::new() } else { both.map(of).collect() }
+}
+
+fn is_alone(statement: Option<&[u8]>) -> bool {
+    let is_end = |byte: &u8| *byte == b';' || byte.is_ascii_whitespace();
+    let text = statement.unwrap_or_default();
+    let end = text.iter().rposition(|byte| !is_end(byte)).unwrap_or(0);
+    !text[..end].contains(&b';')
 }
 
 fn forget_ours(out: &mut BytesMut) {

@@ -7,6 +7,7 @@ mod control;
 mod entrance;
 mod foreign;
 mod frames;
+mod front_door;
 mod handover;
 mod http;
 mod process;

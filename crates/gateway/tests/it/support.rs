@@ -307,7 +307,8 @@ impl Gateway {
         let running = start(config.clone()).await.unwrap();
         let control = Client::connect(&config.control, SECRET, "test").await.unwrap();
         let control = control.with_timeout(PATIENCE);
-        Self { address: running.address("api").unwrap(), running, control, config, folder }
+        let address = running.address("api").or(running.addresses.values().next().copied()).unwrap();
+        Self { address, running, control, config, folder }
     }
 
     /// Ends this process's gateway at once and starts the next on the same folder.
