@@ -7,6 +7,7 @@ use crate::config::GatewayError;
 use crate::downstream::http1::{self, House};
 use crate::downstream::{ClientBody, ClientStream};
 use crate::forward::{self, Next};
+use crate::gate::Gate;
 use crate::headers::{self, Seen};
 use crate::http1::MAX_HEAD;
 use crate::limits::{Entrance, Linger, Paced, Patience, PerClient, Place, Reason};
@@ -108,7 +109,8 @@ impl Listener {
             true => None,
             false => Some(Certificates::open(sources, entrance.clone())?),
         };
-        let acceptor = certificates.as_ref().map(|certificates| certificates.acceptor(tls::WEB)).transpose()?;
+        let acceptor =
+            certificates.as_ref().map(|certificates| certificates.acceptor(tls::WEB)).transpose()?;
         let listener = Self {
             routes,
             first: first.clone(),
@@ -239,6 +241,23 @@ pub(crate) async fn accept(
     places: Arc<Semaphore>,
     life: Life,
 ) {
+    let serve = |stream, peer| {
+        let (listener, life) = (listener.clone(), life.clone());
+        async move { client(stream, peer, listener, &life).await }
+    };
+    take(&socket, &listener.first.gate, &places, &life, serve).await;
+}
+
+/// Gives every connection to `serve`, in a task of its own and counted, until the gateway ends.
+pub(crate) async fn take<F>(
+    socket: &TcpListener,
+    gate: &Arc<Gate>,
+    places: &Arc<Semaphore>,
+    life: &Life,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = Result<(), Trouble>> + Send + 'static,
+{
     loop {
         let accepted = async {
             // At the bound nobody is accepted: new clients wait in the kernel's queue.
@@ -251,14 +270,13 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (listener, life) = (listener.clone(), life.clone());
-                life.traffic.clone().spawn(async move {
-                    let count = &listener.first.gate.clone().connections;
-                    count.fetch_add(1, Ordering::Relaxed);
-                    if let Err(error) = client(stream, peer, listener, &life).await {
+                let (gate, served) = (gate.clone(), serve(stream, peer));
+                life.traffic.spawn(async move {
+                    gate.connections.fetch_add(1, Ordering::Relaxed);
+                    if let Err(error) = served.await {
                         tracing::debug!(%error, %peer, "a client connection ended");
                     }
-                    count.fetch_sub(1, Ordering::Relaxed);
+                    gate.connections.fetch_sub(1, Ordering::Relaxed);
                     drop(place);
                 });
             }
@@ -270,7 +288,7 @@ pub(crate) async fn accept(
     }
 }
 
-type Trouble = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Trouble = Box<dyn std::error::Error + Send + Sync>;
 
 /// One connection from its first byte to its last. Whatever is over is boxed: a connection does not carry for ever what it needed to
 /// begin, nor the machinery of the other protocol.

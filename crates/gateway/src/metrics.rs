@@ -5,6 +5,7 @@ use crate::core::Core;
 use crate::limits::Reason;
 use crate::service::{Class, Service};
 use rehome_part::Side;
+use rehome_part::traffic::ServiceStatus;
 use std::fmt::{self, Write};
 use std::sync::atomic::Ordering;
 
@@ -40,6 +41,7 @@ fn write(page: &mut String, core: &Core) -> fmt::Result {
     }
     per_service(page, core)?;
     requests(page, core)?;
+    databases(page, core)?;
     entrance(page, core)?;
     let dropped =
         core.services.first().and_then(|(service, _)| service.log.as_ref()).map(|log| log.dropped());
@@ -111,6 +113,35 @@ fn per_service(page: &mut String, core: &Core) -> fmt::Result {
         for (service, _) in &core.services {
             if let Some(value) = figure(service) {
                 writeln!(page, "{name}{{service=\"{}\"}} {value}", escape(&service.plan.name))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of databases whose clients wait here or in a PgBouncer.
+fn databases(page: &mut String, core: &Core) -> fmt::Result {
+    let doors = core.doors.iter().map(|door| ("front", door.status()));
+    let all: Vec<_> =
+        core.bouncers.iter().map(|bouncer| ("pgbouncer", bouncer.status())).chain(doors).collect();
+    type Figure = fn(&ServiceStatus) -> Option<f64>;
+    let figures: [(&str, &str, &str, Figure); 3] = [
+        ("rehome_transactions_total", "counter", "Transactions of clients.", |status| {
+            Some(status.writes_total as f64)
+        }),
+        ("rehome_transaction_p999_seconds", "gauge", "99.9th percentile of recent transactions.", |status| {
+            status.write_p999_ms.map(|millis| millis / 1e3)
+        }),
+        ("rehome_clients_refused_total", "counter", "Clients that could not wait any longer.", |status| {
+            Some(status.refused as f64)
+        }),
+    ];
+    for (name, kind, help, figure) in figures.iter().filter(|_| !all.is_empty()) {
+        writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}")?;
+        for (way, status) in &all {
+            if let Some(value) = figure(status) {
+                let database = escape(&status.name);
+                writeln!(page, "{name}{{database=\"{database}\",way=\"{way}\"}} {value}")?;
             }
         }
     }

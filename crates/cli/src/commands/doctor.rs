@@ -34,6 +34,7 @@ pub async fn run(context: &Context<'_>, _: &DoctorArgs) -> Result<Exit, CliError
             finding
         }));
         findings.extend(pgbouncers(database).await);
+        findings.extend(front_door(database));
     }
     findings.extend(services(&migration.services).await);
     findings.extend(gateways_answer(context, &migration).await);
@@ -137,6 +138,22 @@ fn service_finding(service: &Service, probed: Probed) -> Finding {
         ),
     };
     Finding { side: Some(side), ..finding("service-health", severity, text, remedy) }
+}
+
+/// Can a gateway open the front door, and for whom?
+fn front_door(database: &Database) -> Option<Finding> {
+    let written = database.front.as_ref()?;
+    Some(match super::gateway::front_door(database, written) {
+        Ok(door) => {
+            let users: Vec<&str> = door.logins.iter().map(|login| &*login.user).collect();
+            let text = format!("the front door of {} lets in {}", database.name, users.join(", "));
+            finding("front-door", Severity::Info, text, None)
+        }
+        Err(error) => {
+            let text = format!("the front door of {}: {}", database.name, error.text);
+            finding("front-door", Severity::Blocker, text, error.hints.first().map(String::as_str))
+        }
+    })
 }
 
 /// The PgBouncers beside this machine's gateway; those of other gateways are looked at there.

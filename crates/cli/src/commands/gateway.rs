@@ -121,14 +121,21 @@ fn config(home: &Path, migration: &Migration, name: Option<&str>) -> Result<Conf
     let config = Config::new(name, state, control, secret(gateway)?, services);
     let mut bouncers = Vec::new();
     let fronts = migration.databases.iter().filter_map(|database| Some((database, database.front.as_ref()?)));
-    let front_doors = fronts.map(|(database, front)| front_door(database, front)).collect::<Result<_, _>>()?;
+    let front_doors =
+        fronts.map(|(database, front)| front_door(database, front)).collect::<Result<_, _>>()?;
     for database in &migration.databases {
         let ours = database.pgbouncers.iter();
         for written in ours.filter(|one| one.gateway.as_ref().is_none_or(|name| *name == gateway.name)) {
             bouncers.push(pgbouncer(database, written)?);
         }
     }
-    Ok(Config { bouncers, front_doors, hold: migration.switch.hold.clone(), remote: gateway.remote.clone(), ..config })
+    Ok(Config {
+        bouncers,
+        front_doors,
+        hold: migration.switch.hold.clone(),
+        remote: gateway.remote.clone(),
+        ..config
+    })
 }
 
 /// A PgBouncer as the gateway drives it.

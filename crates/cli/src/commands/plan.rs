@@ -257,7 +257,8 @@ fn steps_of(migration: &Migration, parts: &[PlannedPart]) -> Vec<PlannedStep> {
         steps.push(step('~', "switching", text, Some("resume them on the source")));
     }
     for database in migration.databases.iter().filter(|database| database.front.is_some()) {
-        let text = format!("hold the clients of {} at the front door, between two transactions", database.name);
+        let text =
+            format!("hold the clients of {} at the front door, between two transactions", database.name);
         steps.push(step('~', "switching", text, Some("release them to the source")));
     }
     for worker in &migration.workers {

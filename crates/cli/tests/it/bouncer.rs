@@ -201,7 +201,8 @@ pub fn whole(fence: &str, way: Way, protocol: &str) {
     let doctor = stage.rehome(&["doctor"]);
     assert_eq!(doctor.code, 0, "{}\n{}", doctor.stdout, doctor.stderr);
     let script = stage.place.write("script.sql", SCRIPT);
-    let ours = stage.bench("ours", CLIENTS, rate, &["-M", protocol, "-D", "n=0", "-f", script.to_str().unwrap()]);
+    let ours =
+        stage.bench("ours", CLIENTS, rate, &["-M", protocol, "-D", "n=0", "-f", script.to_str().unwrap()]);
     let tpcb = stage.bench("tpcb", 4, rate / 4, &["-M", protocol, "-b", "tpcb-like"]);
     stage.goes_on(&stage.source, 200);
     let pause = || stage.rehome(&["report", "--json"]).last_json()["write_pause_ms"].to_string();

@@ -153,8 +153,8 @@ impl Flow {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::frame::{put, put_parse, put_run, put_sync, put_text};
+    use super::*;
 
     fn query(text: &str) -> BytesMut {
         let mut out = BytesMut::new();
@@ -239,6 +239,33 @@ mod tests {
         let large = "x".repeat(MOST_SEEN);
         flow.up(&mut query(&large), || false).unwrap();
         assert!(flow.hidden.is_some());
+    }
+
+    proptest::proptest! {
+        /// Whatever strangers send, in whatever pieces: no panic, and every byte that goes on went in.
+        #[test]
+        fn what_makes_no_sense_does_no_harm(
+            pieces in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..40), 0..12),
+            kinds in proptest::collection::vec(proptest::sample::select(b"QPBESHXdcfFzGTCZN".to_vec()), 12),
+        ) {
+            let (mut flow, mut up, mut down) = (flow(), BytesMut::new(), BytesMut::new());
+            let (mut sent, mut passed) = (0, 0);
+            for (piece, kind) in pieces.iter().zip(kinds) {
+                // Some of it looks like a message.
+                let mut message = BytesMut::new();
+                put(&mut message, kind, |out| out.extend_from_slice(piece));
+                for buffer in [&mut up, &mut down] {
+                    buffer.extend_from_slice(&message);
+                    buffer.extend_from_slice(&piece[..piece.len() / 7]);
+                }
+                sent = sent.max(up.len() + passed);
+                if let Ok((bytes, _)) = flow.up(&mut up, || piece.len() % 2 == 0) {
+                    passed += bytes.len();
+                }
+                let _makes_no_sense = flow.down(&mut down);
+            }
+            proptest::prop_assert!(passed <= sent);
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::config::GatewayError;
 use crate::gate::Gate;
 use crate::histogram::Recent;
 use crate::limits::Entrance;
+use crate::listener;
 use crate::server::Life;
 use crate::tls::Certificates;
 use bytes::Bytes;
@@ -133,7 +134,8 @@ impl fmt::Debug for Door {
 /// What every connection's socket is set to: small messages at once, and a peer that is gone is noticed.
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
@@ -153,9 +155,8 @@ impl Door {
             false => Some(Certificates::open(plan.tls.clone(), entrance)?),
         };
         let acceptor = certificates.as_ref().map(|all| all.acceptor(&[PROTOCOL])).transpose()?;
-        let verifier = |login: &Login| {
-            (Bytes::copy_from_slice(login.user.as_bytes()), Verifier::of(&login.password))
-        };
+        let verifier =
+            |login: &Login| (Bytes::copy_from_slice(login.user.as_bytes()), Verifier::of(&login.password));
         let verifiers = plan.logins.iter().map(verifier).collect();
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| GatewayError::Config(error.to_string()))?;
@@ -193,35 +194,11 @@ impl Door {
 
     /// Takes clients until the gateway ends.
     pub async fn accept(self: Arc<Self>, socket: Arc<TcpListener>, places: Arc<Semaphore>, life: Life) {
-        loop {
-            let accepted = async {
-                // At the bound nobody is accepted: new clients wait in the kernel's queue.
-                let place = places.clone().acquire_owned().await.expect("this semaphore is never closed");
-                (place, socket.accept().await)
-            };
-            let (place, accepted) = tokio::select! {
-                accepted = accepted => accepted,
-                () = life.closing.cancelled() => return,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let (door, life) = (self.clone(), life.clone());
-                    life.traffic.clone().spawn(async move {
-                        let count = &door.gate.clone().connections;
-                        count.fetch_add(1, Ordering::Relaxed);
-                        if let Err(error) = Box::pin(client(door, stream, peer, &life)).await {
-                            tracing::debug!(%error, %peer, "a client of a database ended");
-                        }
-                        count.fetch_sub(1, Ordering::Relaxed);
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
+        let serve = |stream, peer| {
+            let (door, life) = (self.clone(), life.clone());
+            async move { Box::pin(client(door, stream, peer, &life)).await.map_err(Into::into) }
+        };
+        listener::take(&socket, &self.gate, &places, &life, serve).await;
     }
 
     /// Waits until every idle session is ready to go, for as long as arming may take.
@@ -239,7 +216,11 @@ impl Door {
         };
         if tokio::time::timeout(PREPARE, all_ready).await.is_err() {
             let unready = self.unready.load(Ordering::SeqCst);
-            tracing::warn!(database = self.plan.name, unready, "sessions are not ready yet; the switch does not wait for them");
+            tracing::warn!(
+                database = self.plan.name,
+                unready,
+                "sessions are not ready yet; the switch does not wait for them"
+            );
         }
     }
 
@@ -248,7 +229,8 @@ impl Door {
         let mut looks = 0;
         loop {
             let (source, target) = tokio::join!(reaches(&self.plan.source.at), reaches(&self.plan.target.at));
-            *self.healthy.lock().expect("no code panics while it holds this lock") = [Some(source), Some(target)];
+            *self.healthy.lock().expect("no code panics while it holds this lock") =
+                [Some(source), Some(target)];
             looks += 1;
             if looks % LOOKS_OF_WINDOW == 0 {
                 self.times.turn();

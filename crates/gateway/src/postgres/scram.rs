@@ -86,9 +86,7 @@ impl Exchange {
         let proof = BASE64.decode(proof).ok().filter(|proof| proof.len() == signature.len())?;
         let client_key: Vec<u8> = proof.iter().zip(&signature).map(|(one, other)| one ^ other).collect();
         let is_known = Sha256::digest(&client_key)[..] == self.verifier.stored_key[..];
-        is_known.then(|| {
-            format!("v={}", BASE64.encode(sign(&self.verifier.server_key, text.as_bytes())))
-        })
+        is_known.then(|| format!("v={}", BASE64.encode(sign(&self.verifier.server_key, text.as_bytes()))))
     }
 }
 
@@ -115,6 +113,15 @@ mod tests {
         assert!(comes_in(Verifier::of("pässwort€"), "pässwort€".as_bytes()));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn a_guess_never_comes_in(first in "(n|y),,n=[a-z]{0,4},r=[ -~]{0,20}", last in "c=[A-Za-z0-9=]{0,8},r=[ -~]{0,24},p=[A-Za-z0-9+/=]{0,48}") {
+            if let Some((exchange, _)) = begin(Verifier::of_nobody(b"x", b"y"), first.as_bytes(), "ours") {
+                proptest::prop_assert!(exchange.finish(last.as_bytes()).is_none());
+            }
+        }
+    }
+
     #[test]
     fn nobody_has_no_password() {
         assert!(!comes_in(Verifier::of_nobody(b"mallory", b"secret"), b""));
@@ -124,7 +131,9 @@ mod tests {
 
     #[test]
     fn what_is_no_message_of_it_is_refused() {
-        for first in ["", "n,,", "n,,n=,r=", "p=tls-server-end-point,,n=,r=x", "n,a=other,n=,r=x", "n,,m=x,r=y"] {
+        for first in
+            ["", "n,,", "n,,n=,r=", "p=tls-server-end-point,,n=,r=x", "n,a=other,n=,r=x", "n,,m=x,r=y"]
+        {
             assert!(begin(Verifier::of("x"), first.as_bytes(), "ours").is_none(), "{first}");
         }
         for last in ["", ",p=", "c=biws,r=xours,p=", "c=biws,r=other,p=AAAA", "c=eSws,r=xours,p=AAAA"] {

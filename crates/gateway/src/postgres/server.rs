@@ -139,9 +139,12 @@ pub(super) async fn dial(end: &End) -> io::Result<Box<dyn Stream>> {
     stream.write_all(&request).await?;
     // Read alone: whatever came with the answer would not be protected.
     if stream.read_u8().await? != b'S' {
-        return Err(frame::wrong("the server does not speak TLS; `sslmode=disable` in its address does without"));
+        return Err(frame::wrong(
+            "the server does not speak TLS; `sslmode=disable` in its address does without",
+        ));
     }
-    let name = ServerName::try_from(at.host.clone()).map_err(|_| frame::wrong("no name for a certificate"))?;
+    let name =
+        ServerName::try_from(at.host.clone()).map_err(|_| frame::wrong("no name for a certificate"))?;
     Ok(Box::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
 }
 
@@ -235,7 +238,11 @@ impl Server {
     ///
     /// # Errors
     /// The connection is broken, or the server reports an error: its text.
-    pub async fn ask(&mut self, messages: &[u8], aside: &mut BytesMut) -> io::Result<Vec<Vec<Option<Bytes>>>> {
+    pub async fn ask(
+        &mut self,
+        messages: &[u8],
+        aside: &mut BytesMut,
+    ) -> io::Result<Vec<Vec<Option<Bytes>>>> {
         self.writing.write_all(messages).await?;
         self.writing.flush().await?;
         let (mut rows, mut error) = (Vec::new(), None);
@@ -310,4 +317,3 @@ pub(super) async fn cancel(end: &End, key: &[u8]) -> io::Result<()> {
     };
     tokio::time::timeout(CONNECT, cancelling).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
-

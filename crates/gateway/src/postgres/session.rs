@@ -157,11 +157,13 @@ pub(super) async fn serve(
     let name = caller.parameters.get(&b"application_name"[..]).filter(|name| !name.is_empty());
     let name = name.map_or_else(|| peer.ip().to_string(), |name| String::from_utf8_lossy(name).into_owned());
     let user = String::from_utf8_lossy(&caller.user).into_owned();
-    let label: String = format!("PostgreSQL {}: {user}, {name}", door.plan.database).chars().take(80).collect();
+    let label: String =
+        format!("PostgreSQL {}: {user}, {name}", door.plan.database).chars().take(80).collect();
     let label = Label::named(label);
     // Opening a session is a write like any other: nobody comes in while the owner changes.
     let opened = async {
-        let ticket = door.gate.enter(label.clone(), 0).await.map_err(|full| refusal(&door, full.to_string()))?;
+        let ticket =
+            door.gate.enter(label.clone(), 0).await.map_err(|full| refusal(&door, full.to_string()))?;
         let _permit = door.opening[ticket.owner as usize].acquire().await;
         let password = caller.passwords[ticket.owner as usize].as_deref();
         let opened = Server::open(door.end(ticket.owner), &caller, password).await;
@@ -393,7 +395,11 @@ impl Session {
                 match Box::pin(opening).await {
                     Ok(server) => server,
                     Err(closed) => {
-                        tracing::warn!(database = self.door.plan.name, why = closed.words(), "a session cannot go on");
+                        tracing::warn!(
+                            database = self.door.plan.name,
+                            why = closed.words(),
+                            "a session cannot go on"
+                        );
                         return Ok(Err(Farewell(closed.message())));
                     }
                 }
@@ -451,10 +457,10 @@ impl Session {
                 return Ok(Err(end));
             }
         }
-        if ticket.owner != self.side || self.server.is_none() {
-            if let Err(farewell) = self.go_to(&ticket).await? {
-                return Ok(Err(farewell));
-            }
+        if (ticket.owner != self.side || self.server.is_none())
+            && let Err(farewell) = self.go_to(&ticket).await?
+        {
+            return Ok(Err(farewell));
         }
         if ticket.is_stale() {
             return Ok(Ok(Ended::Idle));
@@ -480,7 +486,9 @@ impl Session {
         let (back_from, back_to) = (&mut server.reading, &mut client.writing);
         // Is one of the two in the midst of writing? The other does not end under it.
         let (is_sending, is_answering) = (&Mutex::new(false), &Mutex::new(false));
-        let set = |place: &Mutex<bool>, value| *place.lock().expect("no code panics while it holds this lock") = value;
+        let set = |place: &Mutex<bool>, value| {
+            *place.lock().expect("no code panics while it holds this lock") = value
+        };
         let is = |place: &Mutex<bool>| *place.lock().expect("no code panics while it holds this lock");
         let answered = Notify::new();
         let up = async {
@@ -545,7 +553,8 @@ impl Session {
         let is_gone = !matches!(heard, Ok(true));
         let (mut pass, mut last_words) = (BytesMut::new(), None);
         if let Some(server) = &mut self.server {
-            while let Some(head) = frame::head(&server.reading.buffer)?.filter(|head| head.length <= server.reading.buffer.len())
+            while let Some(head) =
+                frame::head(&server.reading.buffer)?.filter(|head| head.length <= server.reading.buffer.len())
             {
                 let message = server.reading.buffer.split_to(head.length);
                 match head.kind {
@@ -555,7 +564,11 @@ impl Session {
                         let mut body = message.freeze().split_off(HEAD);
                         let (name, value) = (frame::text(&mut body)?, frame::text(&mut body)?);
                         put_setting(&mut pass, &name, &value);
-                        self.flow.get_mut().expect("no code panics while it holds this lock").told.insert(name, value);
+                        self.flow
+                            .get_mut()
+                            .expect("no code panics while it holds this lock")
+                            .told
+                            .insert(name, value);
                     }
                     _ => {}
                 }

@@ -323,6 +323,15 @@ mod tests {
         assert_eq!(found("UPDATE t SET x.y = 1"), one("x.y"));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_looked_through(text in proptest::collection::vec(proptest::sample::select(b"set_config('a.b session,local;$ ".to_vec()), 0..60)) {
+            for name in custom_settings(&text).flatten() {
+                proptest::prop_assert!(name.contains(&b'.') && name.iter().all(|byte| is_part_of_name(*byte) || *byte == b'.'));
+            }
+        }
+    }
+
     #[test]
     fn types_of_the_application_go_by_name() {
         let named = |name: &str| Type::Named(Bytes::copy_from_slice(name.as_bytes()));

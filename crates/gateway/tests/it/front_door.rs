@@ -33,7 +33,8 @@ struct Stage {
     door: SocketAddr,
 }
 
-const SCHEMA: &str = "CREATE ROLE shop LOGIN PASSWORD 'correct horse'; CREATE ROLE clerk; GRANT clerk TO shop;
+const SCHEMA: &str =
+    "CREATE ROLE shop LOGIN PASSWORD 'correct horse'; CREATE ROLE clerk; GRANT clerk TO shop;
     CREATE DATABASE orders OWNER shop";
 
 impl Stage {
@@ -65,7 +66,11 @@ impl Stage {
         let (source, target) = tokio::join!(start_one("source"), start_one("target"));
         let (source, target) = (source.unwrap(), target.unwrap());
         let end = |server: &Postgres| End {
-            at: Backend { host: server.folder().display().to_string(), port: 5432, database: "orders".into() },
+            at: Backend {
+                host: server.folder().display().to_string(),
+                port: 5432,
+                database: "orders".into(),
+            },
             tls: None,
         };
         let password = || Some(PASSWORD.to_owned());
@@ -85,7 +90,8 @@ impl Stage {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         change(&mut door, folder.path());
         let (state, control) = (folder.path().join("state"), folder.path().join("control.sock"));
-        let config = Config { front_doors: vec![door], ..Config::new("edge-1", state, control, SECRET, vec![]) };
+        let config =
+            Config { front_doors: vec![door], ..Config::new("edge-1", state, control, SECRET, vec![]) };
         let gateway = Gateway::again(config, folder).await;
         let door = gateway.running.addresses["orders"];
         gateway.done(Control::Enroll { run: "run".into(), token: TOKEN }).await;
@@ -171,7 +177,8 @@ async fn a_session_goes_on_with_everything_that_it_had_become() {
     let Some(stage) = Stage::open().await else { return };
     let mut session = stage.client().await;
     let client = &session.client;
-    let insert = client.prepare("INSERT INTO orders (mood, note) VALUES ($1, $2) RETURNING id").await.unwrap();
+    let insert =
+        client.prepare("INSERT INTO orders (mood, note) VALUES ($1, $2) RETURNING id").await.unwrap();
     let typed = client.prepare("SELECT $1::text || current_setting('TimeZone')").await.unwrap();
     session
         .one(
@@ -221,7 +228,9 @@ async fn idle_sessions_leave_the_old_server_by_themselves() {
     let Some(stage) = Stage::open().await else { return };
     let sessions = futures::future::join_all((0..20).map(|_| stage.client())).await;
     stage.switch().await;
-    let count = |server: &Postgres| server.sql("orders", "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shop'").unwrap();
+    let count = |server: &Postgres| {
+        server.sql("orders", "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shop'").unwrap()
+    };
     eventually("all sessions are at the target", || {
         let there = (count(&stage.source), count(&stage.target));
         async move { there == ("0".into(), "20".into()) }
@@ -238,10 +247,13 @@ async fn an_open_transaction_holds_the_switch_up_and_is_named() {
     let (busy, other) = (stage.client().await, stage.client().await);
     busy.one("BEGIN; INSERT INTO orders (note) VALUES ('one')").await;
     stage.arm().await;
-    let Reply::Refused { why: Refusal::InFlight, text } = stage.hold_by(SessionRule::Wait, 50).await else { panic!() };
+    let Reply::Refused { why: Refusal::InFlight, text } = stage.hold_by(SessionRule::Wait, 50).await else {
+        panic!()
+    };
     assert!(text.contains("PostgreSQL orders: shop, till 7"), "{text}");
     // Who is inside goes on to the end, who is not waits, and a newcomer too.
-    let (waits, comes) = (tokio::spawn(async move { other.side().await }), tokio::spawn(Session::connect(stage.door)));
+    let (waits, comes) =
+        (tokio::spawn(async move { other.side().await }), tokio::spawn(Session::connect(stage.door)));
     stage.gateway.waiting(2).await;
     busy.one("INSERT INTO orders (note) VALUES ('two')").await;
     busy.one("COMMIT").await;
@@ -301,12 +313,21 @@ async fn a_session_that_was_ended_under_a_switch_is_made_again_where_it_was() {
     }
     stage.arm().await;
     stage.held().await;
-    let waits = tokio::spawn(async move { (waiting.one("EXECUTE mine").await, waiting.one("SHOW app.tenant").await) });
+    let waits =
+        tokio::spawn(
+            async move { (waiting.one("EXECUTE mine").await, waiting.one("SHOW app.tenant").await) },
+        );
     stage.gateway.waiting(1).await;
-    stage.source.sql("orders", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'").unwrap();
+    stage
+        .source
+        .sql("orders", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'")
+        .unwrap();
     stage.settle(Side::Source).await;
     assert_eq!(waits.await.unwrap(), ("7".to_owned(), "42".to_owned()));
-    assert_eq!((idle.side().await, idle.one("SHOW app.tenant").await), ("source".to_owned(), "42".to_owned()));
+    assert_eq!(
+        (idle.side().await, idle.one("SHOW app.tenant").await),
+        ("source".to_owned(), "42".to_owned())
+    );
 }
 
 #[tokio::test]
@@ -314,7 +335,10 @@ async fn a_server_that_ends_a_session_outside_a_switch_is_heard() {
     let Some(stage) = Stage::open().await else { return };
     let session = stage.client().await;
     session.side().await;
-    stage.source.sql("orders", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'").unwrap();
+    stage
+        .source
+        .sql("orders", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'")
+        .unwrap();
     eventually("the client is told", || async { session.client.is_closed() }).await;
     assert_eq!(stage.client().await.side().await, "source");
 }
@@ -330,7 +354,10 @@ async fn a_statement_is_cancelled_wherever_the_session_is() {
         let cancelled = async {
             let server = if side == "source" { &stage.source } else { &stage.target };
             eventually("the statement runs", || {
-                let running = server.sql("orders", "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'");
+                let running = server.sql(
+                    "orders",
+                    "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'",
+                );
                 async move { running.unwrap() == "1" }
             })
             .await;
@@ -354,7 +381,10 @@ async fn pipelines_and_copies_pass_and_wait_at_their_ends() {
     use futures::SinkExt;
     copy.send(bytes::Bytes::from("half\n".repeat(rows / 2))).await.unwrap();
     stage.arm().await;
-    assert!(matches!(stage.hold_by(SessionRule::Wait, 20).await, Reply::Refused { why: Refusal::InFlight, .. }));
+    assert!(matches!(
+        stage.hold_by(SessionRule::Wait, 20).await,
+        Reply::Refused { why: Refusal::InFlight, .. }
+    ));
     copy.send(bytes::Bytes::from("half\n".repeat(rows / 2))).await.unwrap();
     // Sent behind the end of the COPY, before it is answered.
     let behind = session.clone();
@@ -365,8 +395,13 @@ async fn pipelines_and_copies_pass_and_wait_at_their_ends() {
     assert_eq!(asked.await.unwrap(), "target", "a statement of its own, so it waited");
     assert_eq!(stage.source.sql("orders", "SELECT count(*) FROM orders").unwrap(), rows.to_string());
 
-    let out = session.client.copy_out("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 20000)) TO STDOUT").await.unwrap();
-    let bytes: usize = out.map(|piece| piece.unwrap().len()).fold(0, |sum, more| async move { sum + more }).await;
+    let out = session
+        .client
+        .copy_out("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 20000)) TO STDOUT")
+        .await
+        .unwrap();
+    let bytes: usize =
+        out.map(|piece| piece.unwrap().len()).fold(0, |sum, more| async move { sum + more }).await;
     assert_eq!(bytes, 20_000 * 1_001);
     let many = (0..500).map(|n: i32| {
         let session = session.clone();
@@ -390,12 +425,18 @@ async fn nobody_comes_in_who_should_not() {
     let (wrong, message) = refused(|config| config.password("guess")).await;
     let (nobody, no_message) = refused(|config| config.user("mallory")).await;
     assert_eq!((&*wrong, &*nobody), ("28P01", "28P01"));
-    assert_eq!(message.replace("shop", "?"), no_message.replace("mallory", "?"), "whether he exists is not told");
+    assert_eq!(
+        message.replace("shop", "?"),
+        no_message.replace("mallory", "?"),
+        "whether he exists is not told"
+    );
     assert_eq!(refused(|config| config.dbname("postgres")).await.0, "3D000");
     // A role of the server that is no application's: the migration's own is not to be had here.
     assert_eq!(refused(|config| config.user("postgres")).await.0, "28P01");
 
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 7, 0, 3, 0, 0], &[0xff; 64], &[0, 0, 0, 9, 0, 2, 0, 0, 0]] {
+    for garbage in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 7, 0, 3, 0, 0], &[0xff; 64], &[0, 0, 0, 9, 0, 2, 0, 0, 0]]
+    {
         let mut stream = TcpStream::connect(stage.door).await.unwrap();
         stream.write_all(garbage).await.unwrap();
         let mut said = Vec::new();
@@ -408,13 +449,20 @@ async fn nobody_comes_in_who_should_not() {
 #[tokio::test]
 async fn servers_may_ask_for_any_proof() {
     let Some(stage) = Stage::open().await else { return };
-    for (method, encryption) in [("scram-sha-256", "scram-sha-256"), ("password", "scram-sha-256"), ("md5", "md5")] {
+    for (method, encryption) in
+        [("scram-sha-256", "scram-sha-256"), ("password", "scram-sha-256"), ("md5", "md5")]
+    {
         let rules = stage.source.folder().join("data/pg_hba.conf");
         std::fs::write(rules, format!("local all shop {method}\nlocal all all trust\n")).unwrap();
-        let settings = format!("SET password_encryption = '{encryption}'; ALTER ROLE shop PASSWORD '{PASSWORD}'; SELECT pg_reload_conf()");
+        let settings = format!(
+            "SET password_encryption = '{encryption}'; ALTER ROLE shop PASSWORD '{PASSWORD}'; SELECT pg_reload_conf()"
+        );
         stage.source.sql("postgres", &settings).unwrap();
         eventually("the rules count", || {
-            let without = stage.source.sql("postgres", &format!("SELECT count(*) FROM pg_hba_file_rules WHERE auth_method = '{method}'"));
+            let without = stage.source.sql(
+                "postgres",
+                &format!("SELECT count(*) FROM pg_hba_file_rules WHERE auth_method = '{method}'"),
+            );
             async move { without.unwrap() == "1" }
         })
         .await;
@@ -439,11 +487,20 @@ async fn a_door_with_a_certificate_takes_nothing_but_tls() {
     let psql = programs_or_skip().unwrap().join("psql");
     let asked = tokio::process::Command::new(psql)
         .args(["-X", "-A", "-t", "-c", "SELECT side FROM here"])
-        .arg(format!("host=127.0.0.1 port={} user=shop dbname=orders sslmode=verify-full sslrootcert={}", stage.door.port(), chain.unwrap().display()))
+        .arg(format!(
+            "host=127.0.0.1 port={} user=shop dbname=orders sslmode=verify-full sslrootcert={}",
+            stage.door.port(),
+            chain.unwrap().display()
+        ))
         .env("PGPASSWORD", PASSWORD)
         .output();
     let asked = within("psql", asked).await.unwrap();
-    assert_eq!(String::from_utf8_lossy(&asked.stdout), "source\n", "{}", String::from_utf8_lossy(&asked.stderr));
+    assert_eq!(
+        String::from_utf8_lossy(&asked.stdout),
+        "source\n",
+        "{}",
+        String::from_utf8_lossy(&asked.stderr)
+    );
 }
 
 /// A client that speaks message by message.
@@ -569,7 +626,9 @@ async fn a_client_that_never_waits_is_held_between_two_units() {
             }
         }
     });
-    let count = |server: &Postgres| server.sql("orders", "SELECT count(*) FROM orders").unwrap().parse::<u32>().unwrap();
+    let count = |server: &Postgres| {
+        server.sql("orders", "SELECT count(*) FROM orders").unwrap().parse::<u32>().unwrap()
+    };
     eventually("some are done", || {
         let done = count(&stage.source);
         async move { done > 100 }

@@ -318,7 +318,10 @@ fn front(root: &Node, database: &Node, found: &mut Vec<Raw>) {
     }
     let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
     if entry.value.list("tls").is_empty() && !is_private_to_this_machine(host) {
-        let problem = Raw::warning(&listen.span, "clients come without TLS: what they read and write can be seen on the way");
+        let problem = Raw::warning(
+            &listen.span,
+            "clients come without TLS: what they read and write can be seen on the way",
+        );
         found.push(problem.hint("add `tls = [{ chain = …, key = \"file:…\" }]`, or listen on 127.0.0.1"));
     }
 }

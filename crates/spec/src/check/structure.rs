@@ -187,5 +187,5 @@ fn elsewhere(key: &str) -> Option<String> {
         let inner = shape.properties().filter(|(_, inner)| inner.property(key).is_some());
         homes.extend(inner.map(|(inner, _)| format!("`{inner}` of {label}")));
     }
-    (1..=2).contains(&homes.len()).then(|| homes.join(" or "))
+    (1..=3).contains(&homes.len()).then(|| homes.join(" or "))
 }

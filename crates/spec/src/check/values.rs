@@ -93,7 +93,9 @@ pub(super) fn check(
         (Some("Network"), _) => network(text, span),
         (
             Some("Secret"),
-            ["services", "tls", "key"] | ["gateways", "remote", "tls", "key"] | ["databases", "front", "tls", "key"],
+            ["services", "tls", "key"]
+            | ["gateways", "remote", "tls", "key"]
+            | ["databases", "front", "tls", "key"],
         ) => key_file(text, span),
         (Some("Secret"), [.., key]) => secret_problem(key, text, span),
         (Some("ClientKey"), _) => client_key(text, span),
@@ -125,7 +127,9 @@ pub(super) fn check(
         (_, ["services", "reads"]) => method(text, span),
         (
             _,
-            ["services", "tls", "chain"] | ["gateways", "remote", "tls", "chain"] | ["databases", "front", "tls", "chain"],
+            ["services", "tls", "chain"]
+            | ["gateways", "remote", "tls", "chain"]
+            | ["databases", "front", "tls", "chain"],
         ) => whole_path("chain", text, "/etc/rehome/shop.pem", span),
         (_, ["gateways", "remote", "ca"]) => whole_path("ca", text, "/etc/rehome/ca.pem", span),
         (_, ["gateways", "remote", key @ ("address" | "listen")]) => host_and_port(key, text, span),
