@@ -206,6 +206,8 @@ mod tests {
             armed: false,
             intent: None,
             sessions: 0,
+            slowest_ms: 0,
+            slow: vec![],
             services,
         };
         let before = of_all(&[gateway(vec![status("a", 10)])]);

@@ -418,7 +418,7 @@ fn judge_gateways(judge: &mut Judge<'_>, seen: &Seen, prediction: &Prediction) {
     let gateways = match &seen.gateways {
         Ok(gateways) => gateways,
         Err(error) => {
-            for name in ["gateways", "target-health", "sessions", "hold-capacity"] {
+            for name in ["gateways", "target-health", "in-flight", "sessions", "hold-capacity"] {
                 judge.yes(name, None, error.to_string(), "every gateway answers");
             }
             return;
@@ -446,6 +446,7 @@ fn judge_gateways(judge: &mut Judge<'_>, seen: &Seen, prediction: &Prediction) {
         }
     }
     judge.yes("target-health", healthy, text, "healthy");
+    judge_slow(judge, gateways);
 
     let sessions: u64 = gateways.iter().map(|gateway| gateway.sessions).sum();
     match judge.settings.sessions {
@@ -461,6 +462,21 @@ fn judge_gateways(judge: &mut Judge<'_>, seen: &Seen, prediction: &Prediction) {
         crate::keeper::FULL * f64::from(judge.settings.hold_requests),
         "requests",
     );
+}
+
+/// What is in flight for longer than a hold would wait for it: seen before, nobody has to wait for nothing.
+fn judge_slow(judge: &mut Judge<'_>, gateways: &[GatewayStatus]) {
+    let limit = judge.settings.in_flight_deadline.as_millis() as u64;
+    let slow = gateways.iter().max_by_key(|gateway| gateway.slowest_ms);
+    let slow = slow.filter(|gateway| gateway.slowest_ms > limit);
+    let text = slow.map_or_else(
+        || "nothing slow".to_owned(),
+        |gateway| {
+            let named = gateway.slow.first().map_or("a write", |label| label);
+            format!("{named} for {:.1} s", gateway.slowest_ms as f64 / 1e3)
+        },
+    );
+    judge.yes("in-flight", Some(slow.is_none()), text, &format!("no write longer than {limit} ms"));
 }
 
 #[cfg(test)]
@@ -497,6 +513,8 @@ mod tests {
             armed: false,
             intent: None,
             sessions: 2,
+            slowest_ms: 0,
+            slow: vec![],
             services: vec![service()],
         };
         Seen {
@@ -566,7 +584,7 @@ mod tests {
         );
         let down = || PartError::temporary(rehome_part::ErrorKind::Network, "down");
         assert_eq!(unmet(|seen, _| seen.fences = Err(down())), no("write-path"));
-        assert_eq!(unmet(|seen, _| seen.gateways = Err(down())).len(), 5);
+        assert_eq!(unmet(|seen, _| seen.gateways = Err(down())).len(), 6);
         assert_eq!(unmet(|seen, _| seen.writers[0].1 = None), no("no-bypass"));
         let silence = Writers { watched_seconds: 3, ..Writers::default() };
         assert_eq!(unmet(|seen, _| seen.writers[0].1 = Some(silence)), no("no-bypass"));
@@ -592,6 +610,8 @@ mod tests {
         assert_eq!(unmet(|_, settings| settings.max_lag = Duration::from_millis(100)), fails("lag"));
         assert_eq!(unmet(|_, settings| settings.sessions = SessionRule::Refuse), fails("sessions"));
         assert_eq!(unmet(|_, settings| settings.hold_requests = 10), fails("hold-capacity"));
+        let report = |seen: &mut Seen| seen.gateways.as_mut().unwrap()[0].slowest_ms = 2_001;
+        assert_eq!(unmet(|seen, _| report(seen)), fails("in-flight"));
         assert_eq!(unmet(|seen, _| seen.guard_alive = false), fails("guard"));
         let lost = Verification { compared: 3, differences_total: 1, ..Verification::default() };
         assert_eq!(unmet(|seen, _| seen.recent = Recent::Different(lost)), fails("recent-changes-equal"));

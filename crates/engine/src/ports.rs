@@ -59,6 +59,9 @@ pub struct GatewayStatus {
     pub intent: Option<Epoch>,
     /// Upgraded and streaming connections of all its services.
     pub sessions: u64,
+    /// How long the slowest write in flight has run, and what the slowest are.
+    pub slowest_ms: u64,
+    pub slow: Vec<String>,
     pub services: Vec<ServiceStatus>,
 }
 

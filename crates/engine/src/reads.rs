@@ -195,6 +195,8 @@ mod tests {
             armed: false,
             intent: None,
             sessions: 0,
+            slowest_ms: 0,
+            slow: vec![],
             services: vec![service],
         };
         weigh(&figures::of_all(&[gateway]), Side::Source, 5, Duration::from_millis(100))

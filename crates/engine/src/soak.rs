@@ -153,6 +153,8 @@ mod tests {
             armed: false,
             intent: None,
             sessions: 0,
+            slowest_ms: 0,
+            slow: vec![],
             services: vec![service],
         }])
     }

@@ -27,6 +27,8 @@ struct Pass {
     mode: Mode,
     lease_end: u64,
     has_intent: bool,
+    /// When this grant began to count.
+    since: Instant,
 }
 
 impl Pass {
@@ -37,6 +39,7 @@ impl Pass {
             mode: grant.mode,
             lease_end: grant.lease_end,
             has_intent: grant.has_intent(),
+            since: Instant::now(),
         }
     }
 
@@ -58,6 +61,8 @@ pub(crate) enum Label {
     },
     /// Not a request of HTTP.
     Named(Arc<str>),
+    /// In flight as long as nobody holds: counts as slow only from the hold on.
+    Lasting(Arc<str>),
 }
 
 impl Label {
@@ -69,7 +74,7 @@ impl Label {
     fn show(&self) -> String {
         let (method, path) = match self {
             Self::Request { method, path } => (method, path),
-            Self::Named(text) => return text.to_string(),
+            Self::Named(text) | Self::Lasting(text) => return text.to_string(),
         };
         let path = path.as_ref().map_or("/", |path| path.path());
         let shown: String = path.chars().take(80).collect();
@@ -266,9 +271,14 @@ impl Gate {
     /// Everything that counts for a hold, now.
     pub fn held(&self) -> Held {
         let mut slow: Vec<(Instant, String)> = Vec::new();
+        let (holds, since) = (self.mode() == Mode::Held, self.pass().since);
         for shard in &self.writes {
             let shard = shard.lock().expect("no code panics while it holds this lock");
-            slow.extend(shard.values().map(|(started, label)| (*started, label.show())));
+            slow.extend(shard.values().filter_map(|(started, label)| match label {
+                Label::Lasting(_) if !holds => None,
+                Label::Lasting(_) => Some((since, label.show())),
+                _ => Some((*started, label.show())),
+            }));
             slow.sort_by_key(|(started, _)| *started);
             slow.truncate(NAMED);
         }

@@ -169,6 +169,8 @@ impl Gateways for ControlledGateways {
                 armed: status.mode != Mode::Standing,
                 intent: status.intent,
                 sessions: status.held.sessions,
+                slowest_ms: status.held.slowest_ms,
+                slow: status.held.slow,
                 services: status.services,
             })
             .collect())

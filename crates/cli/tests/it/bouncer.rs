@@ -315,7 +315,7 @@ fn clients_need_no_gateway_but_for_a_switch() {
 }
 
 /// Our own script at work, and a run that follows.
-fn followed(stage: &Stage) -> Bench {
+pub fn followed(stage: &Stage) -> Bench {
     let script = stage.place.write("script.sql", SCRIPT);
     let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
     let end_with = format!("--end-with={}", std::process::id());
@@ -325,7 +325,7 @@ fn followed(stage: &Stage) -> Bench {
 }
 
 /// Until an attempt succeeds.
-fn switched(stage: &Stage) {
+pub fn switched(stage: &Stage) {
     wait_for("a switch", PATIENCE, || (stage.rehome(&["switch", "--yes"]).code == 0).then_some(()));
 }
 

@@ -323,6 +323,8 @@ impl Gateways for SimGateways {
             armed: matches!(gate.mode, Mode::Armed(_)),
             intent: gate.intent,
             sessions: 0,
+            slowest_ms: 0,
+            slow: vec![],
             services: vec![service],
         }])
     }

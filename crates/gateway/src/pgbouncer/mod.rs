@@ -134,7 +134,7 @@ impl Driver {
 
     async fn drive(&self) {
         loop {
-            let label = Label::named(format!("PgBouncer {}", self.bouncer.database));
+            let label = Label::Lasting(format!("PgBouncer {}", self.bouncer.database).into());
             let Ok(ticket) = self.gate.enter(label, 0).await else {
                 sleep(AGAIN).await;
                 continue;
