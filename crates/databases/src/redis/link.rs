@@ -7,6 +7,7 @@ use super::info::{Info, Replication};
 use super::memory::{Matter, Memory};
 use super::place::Place;
 use super::verify::keys_of;
+use super::wire::Wire;
 use crate::end::{End, Ends, FenceMeans};
 use redis::{Pipeline, Value};
 use rehome_part::{Error, ErrorKind, Flow, Result, Side};
@@ -63,6 +64,8 @@ fn place(text: &str) -> Result<Place> {
 pub(super) struct Warmed {
     /// Connections on which nobody has logged in yet.
     pub streams: Vec<Box<dyn Stream>>,
+    /// To read the stream of writes on.
+    pub tap: Option<Wire>,
     /// The users and when they were read.
     pub users: Option<(Instant, Users)>,
     /// The keys with which users try to write.

@@ -5,14 +5,16 @@ use super::assess::{assess, fingerprint, fits};
 use super::connect::Session;
 use super::follow::{self, Late};
 use super::info::{Info, Replication};
-use super::link::{LOOK, Link};
+use super::link::Link;
 use super::memory::{Matter, Memory};
 use super::place::Place;
-use super::verify;
-use super::{fence, sweep};
+use super::verify::{self, quickest};
+use super::{fence, sweep, tap};
 use crate::end::{Ends, FenceMeans};
 use crate::verify::{Compared, Options, Pair, Progress as Seen, What};
 use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use redis::Value;
 use rehome_part::{
     Assessment, Capabilities, CopySummary, Drained, Error, ErrorKind, Fence, Finding, Flow, FollowReport,
@@ -45,6 +47,9 @@ const SMALL: u64 = 64 << 10;
 const RECENT: usize = 5_000;
 /// Looks at two counts that differ.
 const COUNTS: usize = 5;
+/// Looks of a drain: so far apart, so many on their way.
+const DRAIN_LOOK: Duration = Duration::from_millis(4);
+const LOOKS_UNDER_WAY: usize = 32;
 
 /// One Redis server that moves, with all its databases.
 #[derive(Debug)]
@@ -132,27 +137,42 @@ impl RedisPart {
         let (source, target) =
             tokio::try_join!(self.link.session(Side::Source), self.link.session(Side::Target))?;
         let mut result = Verification::default();
-        let (recent, counted) =
-            tokio::try_join!(self.recent(flow, since), self.compare_counts(&source, &target, stop))?;
-        let mut keys = recent.unwrap_or_default();
+        let recent = async {
+            let mut all = Vec::new();
+            for (number, keys) in self.recent(flow, since).await?.unwrap_or_default() {
+                all.push((number, self.compare_some(number, keys, stop).await?));
+            }
+            Ok(all)
+        };
+        let (mut all, counted) = tokio::try_join!(recent, self.compare_counts(&source, &target, stop))?;
         for number in counted.keys() {
-            keys.entry(*number).or_default();
+            if !all.iter().any(|(compared, _)| compared == number) {
+                all.push((*number, self.compare_some(*number, BTreeSet::new(), stop).await?));
+            }
         }
-        for (number, mut keys) in keys {
-            let (source, target) = tokio::try_join!(
-                self.link.session_in(Side::Source, number),
-                self.link.session_in(Side::Target, number)
-            )?;
-            keys.extend(picked(&source).await?);
-            keys.retain(|key| !key.starts_with(super::RESERVED.as_bytes()));
-            let options = Options { most_named: TOLD, ..Options::default() };
-            let keys = keys.into_iter().collect();
-            let compared = verify::some_keys(&source, &target, number, keys, &options, stop).await?;
+        for (number, compared) in all {
             let counts = counted.get(&number).copied().unwrap_or((0, 0));
             tell_counts(number, counts, compared.differing, &mut result);
             tell(&compared, &mut result);
         }
         Ok(result)
+    }
+
+    /// Compares these keys of a database, and some by chance.
+    async fn compare_some(
+        &self,
+        number: u32,
+        mut keys: BTreeSet<Vec<u8>>,
+        stop: &CancellationToken,
+    ) -> Result<Compared> {
+        let (source, target) = tokio::try_join!(
+            self.link.session_in(Side::Source, number),
+            self.link.session_in(Side::Target, number)
+        )?;
+        keys.extend(quickest(picked(&source), picked(&target)).await?);
+        keys.retain(|key| !key.starts_with(super::RESERVED.as_bytes()));
+        let options = Options { most_named: TOLD, ..Options::default() };
+        verify::some_keys(&source, &target, number, keys.into_iter().collect(), &options, stop).await
     }
 
     /// Keys of each database on both sides; looked at again while they differ, since changes may be on their way.
@@ -363,6 +383,10 @@ impl Part for RedisPart {
     async fn warm(&self, flow: Flow) -> Result<()> {
         let open = |side| async move {
             fence::warm(&self.link, side).await?;
+            if side == flow.from() {
+                let tap = tap::open_at(self.link.end(side), side).await.ok();
+                self.link.warmed(side, |warmed| warmed.tap = tap);
+            }
             let session = self.link.session(side).await?;
             let databases = verify::keys_of(&session).await?;
             let sessions = databases.keys().map(|number| self.link.session_in(side, *number));
@@ -419,20 +443,24 @@ impl Part for RedisPart {
             follow::glance(&session, MARKERS, &field).await
         };
         let mut before = None;
+        // A look from far away takes its time: several are on their way, so that seeing it costs no round trip of its own.
+        let (mut looks, mut next) = (FuturesUnordered::new(), tokio::time::interval(DRAIN_LOOK));
+        next.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let (replica, marker_seen) = tokio::select! {
+            let looked = tokio::select! {
                 () = stop.cancelled() => return Err(Error::cancelled()),
-                looked = self.link.patiently(glance) => looked?,
+                Some(looked) = looks.next(), if !looks.is_empty() => looked,
+                _ = next.tick(), if looks.len() < LOOKS_UNDER_WAY => {
+                    looks.push(self.link.patiently(glance));
+                    continue;
+                }
             };
+            let (replica, marker_seen): (Replication, bool) = looked?;
             let place = replica.place();
             let began = *before.get_or_insert(place.offset);
             if marker_seen && place.covers(&wanted) {
                 let changes = place.offset.saturating_sub(began);
                 return Ok(Drained { applied: place.position(), marker_seen, changes });
-            }
-            tokio::select! {
-                () = stop.cancelled() => return Err(Error::cancelled()),
-                () = tokio::time::sleep(LOOK) => {}
             }
         }
     }

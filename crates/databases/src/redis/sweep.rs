@@ -7,7 +7,7 @@ use super::info::Replication;
 use super::link::Link;
 use super::place::Place;
 use super::tap;
-use super::verify::value;
+use super::verify::{quickest, value};
 use redis::{Cmd, Value};
 use rehome_part::{Error, ErrorKind, Finding, Flow, Result, Severity, Side};
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,7 +72,7 @@ pub(super) async fn resolve(link: &Link, flow: Flow, end: &Place, now: &Replicat
             "Find out who still writes there, and compare both sides.",
         ));
     }
-    for (database, keys) in late.keys(link, old).await? {
+    for (database, keys) in late.keys(link, databases(link)).await? {
         findings.extend(bring(link, flow, database, &keys).await?);
     }
     Ok(findings)
@@ -88,7 +88,8 @@ pub(super) async fn written_keys(
 ) -> Result<Option<BTreeMap<u32, BTreeSet<Vec<u8>>>>> {
     let now = link.replication(side).await?;
     let mut written = LateWrites::default();
-    let can_be_read = tap::read(link.end(side), side, since, &now, |one| {
+    let warm = link.warmed(side, |warmed| warmed.tap.take());
+    let can_be_read = tap::read_on(warm, link.end(side), side, since, &now, |one| {
         if written.commands.len() < most {
             written.note(one);
         }
@@ -96,7 +97,9 @@ pub(super) async fn written_keys(
     if !can_be_read.await? {
         return Ok(None);
     }
-    written.keys(link, side).await.map(Some)
+    // Both sides have the same databases: one follows the other.
+    let databases = quickest(databases_of(link, Side::Source), databases_of(link, Side::Target));
+    written.keys(link, databases).await.map(Some)
 }
 
 impl LateWrites {
@@ -115,18 +118,25 @@ impl LateWrites {
     }
 
     /// The keys they name. Where the stream did not say in which database, in each that there is.
-    async fn keys(&self, link: &Link, side: Side) -> Result<BTreeMap<u32, BTreeSet<Vec<u8>>>> {
+    async fn keys(
+        &self,
+        link: &Link,
+        databases: impl Future<Output = Result<BTreeSet<u32>>>,
+    ) -> Result<BTreeMap<u32, BTreeSet<Vec<u8>>>> {
         let mut found: BTreeMap<u32, BTreeSet<Vec<u8>>> = BTreeMap::new();
         if self.commands.is_empty() {
             return Ok(found);
         }
-        let session = link.session(side).await?;
         let questions: Vec<Cmd> = self.commands.iter().map(|(_, words)| keys_question(words)).collect();
-        let answers = session.answers("read the keys of late writes", &questions).await?;
-        let mut everywhere: Vec<u32> = databases(link).await?;
+        let ask =
+            async |side| link.session(side).await?.answers("read the keys of late writes", &questions).await;
+        // Either server knows which words of a command are keys.
+        let answers = quickest(ask(Side::Source), ask(Side::Target));
+        let (answers, mut everywhere) = tokio::try_join!(answers, databases)?;
         if everywhere.is_empty() {
-            everywhere.push(0);
+            everywhere.insert(0);
         }
+        let everywhere: Vec<u32> = everywhere.into_iter().collect();
         for ((database, _), answer) in self.commands.iter().zip(answers) {
             let Ok(keys) = redis::from_redis_value::<Vec<Vec<u8>>>(answer) else { continue };
             let keys: Vec<_> = keys.into_iter().filter(|key| !key.starts_with(RESERVED.as_bytes())).collect();
@@ -148,13 +158,16 @@ fn keys_question(words: &[Vec<u8>]) -> Cmd {
     question
 }
 
-async fn databases(link: &Link) -> Result<Vec<u32>> {
-    let mut all = BTreeSet::new();
-    for side in [Side::Source, Side::Target] {
-        let session = link.session(side).await?;
-        all.extend(super::verify::keys_of(&session).await?.into_keys());
-    }
-    Ok(all.into_iter().collect())
+async fn databases_of(link: &Link, side: Side) -> Result<BTreeSet<u32>> {
+    let session = link.session(side).await?;
+    Ok(super::verify::keys_of(&session).await?.into_keys().collect())
+}
+
+async fn databases(link: &Link) -> Result<BTreeSet<u32>> {
+    let (mut all, others) =
+        tokio::try_join!(databases_of(link, Side::Source), databases_of(link, Side::Target))?;
+    all.extend(others);
+    Ok(all)
 }
 
 /// Brings late keys of one database to the new owner.

@@ -31,6 +31,41 @@ pub(super) async fn read(
     side: Side,
     from: &Place,
     now: &Replication,
+    each: impl FnMut(&Written<'_>) + Send,
+) -> Result<bool, Error> {
+    read_on(None, end, side, from, now, each).await
+}
+
+/// A connection that is ready to read.
+pub(super) async fn open_at(end: &End, side: Side) -> Result<Wire, Error> {
+    let mut wire = Wire::new(open(&end.address, side).await?, side);
+    let user = &*end.address.user;
+    let mut words = vec![vec!["REPLCONF", "capa", "psync2"]];
+    if end.password.is_some() || user != "default" {
+        words.insert(0, vec!["AUTH", user, end.password.as_deref().unwrap_or("-")]);
+    }
+    wire.say(&words).await?;
+    for words in &words {
+        wire.hear(words[0], "+OK").await?;
+    }
+    Ok(wire)
+}
+
+/// Says from where, and hears that it can be had.
+async fn begin(wire: &mut Wire, from: &Place) -> Result<(), Error> {
+    let next = (from.offset + 1).to_string();
+    // Alone: a server refuses it while it still has something else to say.
+    wire.say(&[vec!["PSYNC", &from.stream, &next]]).await?;
+    wire.hear("PSYNC", "+CONTINUE").await
+}
+
+/// The same on a connection that was made before, if there is one and it still works.
+pub(super) async fn read_on(
+    warm: Option<Wire>,
+    end: &End,
+    side: Side,
+    from: &Place,
+    now: &Replication,
     mut each: impl FnMut(&Written<'_>) + Send,
 ) -> Result<bool, Error> {
     // Asked without this look, the server would begin a full copy for us.
@@ -41,19 +76,18 @@ pub(super) async fn read(
     if length == 0 {
         return Ok(true);
     }
-    let mut wire = Wire::new(open(&end.address, side).await?, side);
-    let (user, next) = (&*end.address.user, (from.offset + 1).to_string());
-    let mut words = vec![vec!["REPLCONF", "capa", "psync2"]];
-    if end.password.is_some() || user != "default" {
-        words.insert(0, vec!["AUTH", user, end.password.as_deref().unwrap_or("-")]);
-    }
-    wire.say(&words).await?;
-    for words in &words {
-        wire.hear(words[0], "+OK").await?;
-    }
-    // Alone: a server refuses it while it still has something else to say.
-    wire.say(&[vec!["PSYNC", &from.stream, &next]]).await?;
-    wire.hear("PSYNC", "+CONTINUE").await?;
+    let ready = match warm {
+        Some(mut wire) => begin(&mut wire, from).await.ok().map(|()| wire),
+        None => None,
+    };
+    let mut wire = match ready {
+        Some(wire) => wire,
+        None => {
+            let mut wire = open_at(end, side).await?;
+            begin(&mut wire, from).await?;
+            wire
+        }
+    };
     let (mut gone, mut database) = (0, None);
     while gone < length {
         let (words, bytes) = wire.next().await?;

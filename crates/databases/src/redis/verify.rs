@@ -106,10 +106,22 @@ pub(super) async fn some_keys(
     compared.source_rows = keys.len() as u64;
     let mut differing = Vec::new();
     for chunk in keys.chunks(AT_ONCE) {
-        differing.extend(work.differing(chunk).await?);
+        differing.extend(work.differing_now(chunk).await?);
     }
     work.settle(differing, &mut compared).await?;
     Ok(compared)
+}
+
+/// Whoever is nearer answers first; the other one where that fails.
+pub(super) async fn quickest<T>(
+    one: impl Future<Output = Result<T>>,
+    other: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
+    tokio::select! {
+        first = &mut one => if first.is_ok() { first } else { other.await },
+        first = &mut other => if first.is_ok() { first } else { one.await },
+    }
 }
 
 fn nothing_yet(number: u32) -> Compared {
@@ -200,6 +212,35 @@ impl Work<'_> {
             let count = sizes.iter().take_while(fits).count().max(1);
             unlike.extend(self.unlike(&rest[..count]).await?);
             (rest, sizes) = (&rest[count..], &sizes[count..]);
+        }
+        Ok(unlike)
+    }
+
+    /// The same with one round trip to the side that is farther, since writes may wait.
+    async fn differing_now(&self, keys: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let outlines =
+            quickest(value::outlines(self.source, &keys), value::outlines(self.target, &keys)).await?;
+        let (mut unlike, mut rest, mut outlines) = (Vec::new(), &*keys, &*outlines);
+        while !rest.is_empty() {
+            self.check_stop()?;
+            let mut bytes = 0;
+            let fits = |outline: &&(String, u64)| {
+                bytes += outline.1;
+                bytes <= BYTES_AT_ONCE
+            };
+            let count = outlines.iter().take_while(fits).count().max(1);
+            let kinds: Vec<&str> = outlines[..count].iter().map(|(kind, _)| &**kind).collect();
+            let (ours, theirs) = tokio::try_join!(
+                value::digests_as(self.source, &rest[..count], &kinds),
+                value::digests_as(self.target, &rest[..count], &kinds)
+            )?;
+            let bytes = ours.iter().flatten().map(|digest| digest.bytes).sum();
+            self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+            let both = rest[..count].iter().zip(ours.iter().zip(&theirs));
+            let differing = both.filter(|(_, (one, other))| !same(one.as_ref(), other.as_ref()));
+            unlike.extend(differing.map(|(key, _)| key.to_vec()));
+            (rest, outlines) = (&rest[count..], &outlines[count..]);
         }
         Ok(unlike)
     }

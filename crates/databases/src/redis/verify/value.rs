@@ -93,29 +93,54 @@ fn ends(now: i64, left: &Value) -> Option<i64> {
     }
 }
 
+/// The type of each key, `none` where there is no such key, and how much memory it takes about.
+pub(in crate::redis) async fn outlines(session: &Session, keys: &[&[u8]]) -> Result<Vec<(String, u64)>> {
+    let questions: Vec<Cmd> =
+        keys.iter().flat_map(|key| [of(&[b"TYPE", key]), of(&[b"MEMORY", b"USAGE", key])]).collect();
+    let answers = session.answers("read the types of keys", &questions).await?;
+    let outline = |pair: &[Value]| {
+        refused(session, pair)?;
+        let size = pair.get(1).and_then(|size| redis::from_redis_value(size.clone()).ok());
+        Ok((kind_of(pair.first()), size.unwrap_or(0)))
+    };
+    answers.chunks(2).map(outline).collect()
+}
+
+fn kind_of(answer: Option<&Value>) -> String {
+    answer.and_then(|kind| redis::from_redis_value(kind.clone()).ok()).unwrap_or_default()
+}
+
 /// The values read by type, so that the order in a set and the way it is packed do not matter.
 pub(in crate::redis) async fn digests(session: &Session, keys: &[&[u8]]) -> Result<Vec<Option<Digest>>> {
+    let outlines = outlines(session, keys).await?;
+    let kinds: Vec<&str> = outlines.iter().map(|(kind, _)| &**kind).collect();
+    digests_as(session, keys, &kinds).await
+}
+
+/// The same in one round trip, for types that the other server told: what is of another type here is unlike anything.
+pub(in crate::redis) async fn digests_as(
+    session: &Session,
+    keys: &[&[u8]],
+    kinds: &[&str],
+) -> Result<Vec<Option<Digest>>> {
     let mut questions = vec![of(&[b"TIME"])];
-    for key in keys {
+    for (key, kind) in keys.iter().zip(kinds) {
         questions.extend([of(&[b"TYPE", key]), of(&[b"PTTL", key])]);
+        questions.extend(questions_of(kind, key));
     }
-    let answers = session.answers("read the types of keys", &questions).await?;
-    let now = millis(answers.first());
-    let mut kinds = Vec::new();
-    let mut reads = Vec::new();
-    for (key, pair) in keys.iter().zip(answers.get(1..).unwrap_or_default().chunks(2)) {
-        refused(session, pair)?;
-        let kind = pair.first().and_then(|kind| redis::from_redis_value::<String>(kind.clone()).ok());
-        let kind = kind.unwrap_or_default();
-        let of_kind = questions_of(&kind, key);
-        kinds.push((kind, of_kind.len(), pair.get(1).and_then(|left| ends(now, left))));
-        reads.extend(of_kind);
-    }
-    let mut contents = session.answers("read values", &reads).await?.into_iter();
+    let mut answers = session.answers("read values", &questions).await?.into_iter();
+    let now = millis(answers.next().as_ref());
     let mut digests = Vec::new();
-    for (kind, count, ends) in kinds {
-        let parts: Vec<Value> = contents.by_ref().take(count).collect();
-        digests.push(digest(session, &kind, parts, ends)?);
+    for (key, kind) in keys.iter().zip(kinds) {
+        let about: Vec<Value> = answers.by_ref().take(2).collect();
+        let parts: Vec<Value> = answers.by_ref().take(questions_of(kind, key).len()).collect();
+        refused(session, &about)?;
+        let (here, ends) = (kind_of(about.first()), about.get(1).and_then(|left| ends(now, left)));
+        digests.push(match here == *kind {
+            true => digest(session, kind, parts, ends)?,
+            false if here == "none" => None,
+            false => Some(Digest { hash: blake3::hash(here.as_bytes()), ends, bytes: 0 }),
+        });
     }
     Ok(digests)
 }
