@@ -195,7 +195,7 @@ fn committed(logs: &Path) -> (u64, f64) {
 }
 
 /// There and back while clients write; what they saw committed is there, once, in their order.
-pub fn whole(fence: &str, way: Way, protocol: &str) {
+pub fn whole(fence: &str, way: Way, protocol: &str, rounds: u32) {
     let rate = std::env::var("REHOME_BENCH_RATE").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
     let Some(stage) = Stage::open(fence, way) else { return };
     let doctor = stage.rehome(&["doctor"]);
@@ -207,14 +207,18 @@ pub fn whole(fence: &str, way: Way, protocol: &str) {
     stage.goes_on(&stage.source, 200);
     let pause = || stage.rehome(&["report", "--json"]).last_json()["write_pause_ms"].to_string();
     let end_with = format!("--end-with={}", std::process::id());
-    let applied = stage.rehome(&["apply", "--yes", &end_with]);
-    assert_eq!(applied.code, 0, "{}\n{}", applied.stdout, applied.stderr);
-    stage.goes_on(&stage.target, 200);
-    let there = stage.rehome(&["report", "--json"]).last_json();
-    assert_eq!(there["one_writable_side_proved"], true, "{there:#}");
-    let reversed = stage.rehome(&["reverse", "--yes"]);
-    assert_eq!(reversed.code, 21, "{}\n{}", reversed.stdout, reversed.stderr);
-    stage.goes_on(&stage.source, 200);
+    let mut pauses = Vec::new();
+    for round in 0..rounds {
+        let applied = stage.rehome(&["apply", "--yes", &end_with]);
+        assert_eq!(applied.code, 0, "round {round}: {}\n{}", applied.stdout, applied.stderr);
+        stage.goes_on(&stage.target, 200);
+        let there = stage.rehome(&["report", "--json"]).last_json();
+        assert_eq!(there["one_writable_side_proved"], true, "{there:#}");
+        let reversed = stage.rehome(&["reverse", "--yes"]);
+        assert_eq!(reversed.code, 21, "round {round}: {}\n{}", reversed.stdout, reversed.stderr);
+        stage.goes_on(&stage.source, 200);
+        pauses.extend([there["write_pause_ms"].to_string(), pause()]);
+    }
 
     let ((ours, longest), (tpcb, longest_tpcb)) = (ours.end(), tpcb.end());
     assert_eq!(stage.rows(&stage.source), ours, "lost or doubled");
@@ -233,24 +237,31 @@ pub fn whole(fence: &str, way: Way, protocol: &str) {
         assert_eq!(stage.source.sql("orders", what).unwrap(), wanted.to_string(), "{what}");
     }
     eprintln!(
-        "{way:?}, {fence}: {ours} and {tpcb} transactions at {rate} and {}/s, the longest {longest:.0} and {longest_tpcb:.0} ms; pause {} and {} ms",
+        "{way:?}, {fence}: {ours} and {tpcb} transactions at {rate} and {}/s, the longest {longest:.0} and {longest_tpcb:.0} ms; pauses {} ms",
         rate / 4,
-        there["write_pause_ms"],
-        pause()
+        pauses.join(", ")
     );
 }
 
 #[test]
 fn there_and_back_under_pgbench() {
     for _ in 0..times() {
-        whole("writes", BOUNCER, "simple");
+        whole("writes", BOUNCER, "simple", 1);
     }
 }
 
 #[test]
 fn there_and_back_with_logins_shut_out() {
     for _ in 0..times() {
-        whole("logins", BOUNCER, "simple");
+        whole("logins", BOUNCER, "simple", 1);
+    }
+}
+
+/// The same clients all the time, the same two servers; a hundred switches in the long runs.
+#[test]
+fn there_and_back_again_and_again() {
+    if let Some(rounds) = std::env::var("REHOME_ROUNDS").ok().and_then(|text| text.parse().ok()) {
+        whole("writes", BOUNCER, "simple", rounds);
     }
 }
 

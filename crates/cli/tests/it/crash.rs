@@ -16,7 +16,7 @@ macro_rules! killed {
     ($($name:ident: $argument:literal;)*) => {
         $(#[test]
         fn $name() {
-            survives(&[$argument], 0);
+            survives(&$argument.split(' ').collect::<Vec<_>>(), 0);
         })*
     };
 }
@@ -36,6 +36,18 @@ killed! {
     engine_before_opened: "--fault=kill@before:journal:owner_opened";
     engine_before_released: "--fault=kill@before:journal:writes_released";
     engine_before_reversing: "--fault=kill@before:journal:reverse_following";
+}
+
+// The same with a database in the move.
+killed! {
+    engine_with_a_database_before_held: "--postgres --fault=kill@before:journal:writes_held";
+    engine_with_a_database_before_fenced: "--postgres --fault=kill@before:journal:fenced";
+    engine_with_a_database_before_drained: "--postgres --fault=kill@before:journal:drained";
+    engine_with_a_database_before_sealed: "--postgres --fault=kill@before:journal:sealed";
+    engine_with_a_database_after_the_decision: "--postgres --fault=kill@before:journal:decided";
+    engine_with_a_database_before_opened: "--postgres --fault=kill@before:journal:owner_opened";
+    engine_with_a_database_before_reversing: "--postgres --fault=kill@before:journal:reverse_following";
+    guard_and_engine_with_a_database_at_fenced: "--postgres --mischief=both-kill@FENCED";
 }
 
 // From outside, when the journal shows the state.

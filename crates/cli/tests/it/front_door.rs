@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[test]
 fn there_and_back_under_pgbench() {
     for _ in 0..times() {
-        whole("writes", Way::Front, "simple");
+        whole("writes", Way::Front, "simple", 1);
     }
 }
 
@@ -20,15 +20,22 @@ fn there_and_back_under_pgbench() {
 #[test]
 fn there_and_back_with_prepared_statements() {
     for _ in 0..times() {
-        whole("writes", Way::Front, "prepared");
+        whole("writes", Way::Front, "prepared", 1);
     }
 }
 
 #[test]
 fn there_and_back_with_logins_shut_out() {
     for _ in 0..times() {
-        whole("logins", Way::Front, "prepared");
+        whole("logins", Way::Front, "prepared", 1);
     }
+}
+
+/// The same clients all the time, the same two servers, the same connections; a hundred switches in the long runs.
+#[test]
+fn there_and_back_again_and_again() {
+    let rounds = std::env::var("REHOME_ROUNDS").ok().and_then(|text| text.parse().ok());
+    whole("writes", Way::Front, "prepared", rounds.unwrap_or(2));
 }
 
 /// A session of psql that is asked line by line.
