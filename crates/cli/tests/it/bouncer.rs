@@ -2,16 +2,18 @@
 //! transaction fails nor is one lost or doubled.
 
 use crate::demo::times;
-use crate::harness::{Gateway, Place, Ran, Running, ran, wait_for};
+use crate::harness::{Gateway, Place, Ran, Running, free_port, ran, wait_for};
+use rehome_testkit::delay::{self, Delay};
 use rehome_testkit::pgbouncer::{self, PgBouncer};
 use rehome_testkit::postgres::{Postgres, programs_or_skip};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 const SETTINGS: [(&str, &str); 5] = [
     ("wal_retrieve_retry_interval", "100ms"),
     ("max_connections", "100"),
@@ -30,13 +32,38 @@ const TABLES: &str =
 const SCRIPT: &str = "\\set n :n + 1\nBEGIN;\nINSERT INTO acked (client, n) VALUES (:client_id, :n);\n\
     UPDATE balance SET sum = sum + :n WHERE client = :client_id;\nCOMMIT;\n";
 
-struct Stage {
-    place: Place,
+pub struct Stage {
+    pub place: Place,
     programs: PathBuf,
-    source: Postgres,
-    target: Postgres,
+    pub source: Postgres,
+    pub target: Postgres,
     bouncer: PgBouncer,
     gateway: Option<Gateway>,
+    /// What is between everybody and each server, where they were put apart.
+    pub lines: Option<Lines>,
+}
+
+/// The way to each server, for the engine, the other server and PgBouncer alike.
+pub struct Lines {
+    pub source: Delay,
+    pub target: Delay,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Lines {
+    fn to(source: u16, target: u16) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let to = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let line = |port| runtime.block_on(delay::start(to(port), Duration::ZERO)).unwrap();
+        Self { source: line(source), target: line(target), _runtime: runtime }
+    }
+}
+
+/// A server that is reached by a port, too.
+fn with_port(port: &str) -> Vec<(&'static str, &str)> {
+    let reached = [("listen_addresses", "127.0.0.1"), ("port", port)];
+    SETTINGS.into_iter().chain(reached).collect()
 }
 
 impl Stage {
@@ -49,6 +76,27 @@ impl Stage {
         let (programs, program) = (programs_or_skip()?, pgbouncer::program_or_skip()?);
         let source = Postgres::start(&programs, &SETTINGS).unwrap();
         let target = Postgres::start_in(disk, &programs, &SETTINGS).unwrap();
+        Some(Self::of(programs, &program, (source, target), None, fence, pool_mode))
+    }
+
+    /// With lines to both servers that can be cut.
+    pub fn open_apart(fence: &str) -> Option<Self> {
+        let (programs, program) = (programs_or_skip()?, pgbouncer::program_or_skip()?);
+        let ports = [free_port(), free_port()];
+        let start = |port: u16| Postgres::start(&programs, &with_port(&port.to_string())).unwrap();
+        let servers = (start(ports[0]), start(ports[1]));
+        let lines = Lines::to(ports[0], ports[1]);
+        Some(Self::of(programs, &program, servers, Some(lines), fence, "transaction"))
+    }
+
+    fn of(
+        programs: PathBuf,
+        program: &Path,
+        (source, target): (Postgres, Postgres),
+        lines: Option<Lines>,
+        fence: &str,
+        pool_mode: &str,
+    ) -> Self {
         source.sql("postgres", "CREATE ROLE shop LOGIN").unwrap();
         source.sql("postgres", "CREATE DATABASE orders OWNER shop").unwrap();
         source.sql("orders", TABLES).unwrap();
@@ -62,16 +110,20 @@ impl Stage {
         for server in [&source, &target] {
             server.sql("postgres", "CREATE ROLE rehome SUPERUSER LOGIN").unwrap();
         }
-        let databases = format!("orders = host={} dbname=orders", source.folder().display());
+        let databases = match &lines {
+            None => format!("orders = host={} dbname=orders", source.folder().display()),
+            Some(lines) => format!("orders = host=127.0.0.1 port={} dbname=orders", lines.source.address.port()),
+        };
         let users = [("rehome", "console"), ("shop", "secret")];
         let bouncer =
-            PgBouncer::start(&program, &databases, &users, &format!("pool_mode = {pool_mode}")).unwrap();
+            PgBouncer::start(program, &databases, &users, &format!("pool_mode = {pool_mode}")).unwrap();
         let place = Place::new();
-        let end = |server: &Postgres| {
-            format!(
-                "url = {:?}\napplications = [{{ user = \"shop\" }}]\n",
-                server.address("rehome", "orders")
-            )
+        let end = |server: &Postgres, line: Option<&Delay>| {
+            let url = match line {
+                None => server.address("rehome", "orders"),
+                Some(line) => format!("postgres://rehome@{}/orders?sslmode=disable", line.address),
+            };
+            format!("url = {url:?}\napplications = [{{ user = \"shop\" }}]\n")
         };
         place.write("console", "console");
         std::fs::set_permissions(place.path("console"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
@@ -83,8 +135,8 @@ impl Stage {
                  [switch]\nmax_pause = \"2s\"\naccept = [\"no-bypass\"]\n\n[[databases]]\nname = \"orders\"\nfence = {fence:?}\n\n\
                  [databases.source]\n{}\n[databases.target]\n{}\n[[databases.pgbouncers]]\nadmin = {:?}\npassword = \"file:{}\"\nfile = {:?}\n\n\
                  [[gateways]]\nname = \"one\"\ncontrol = {:?}\n",
-                end(&source),
-                end(&target),
+                end(&source, lines.as_ref().map(|lines| &lines.source)),
+                end(&target, lines.as_ref().map(|lines| &lines.target)),
                 bouncer.address("rehome", "pgbouncer"),
                 place.path("console").display(),
                 bouncer.folder().join("rehome.ini"),
@@ -92,10 +144,10 @@ impl Stage {
             ),
         );
         let gateway = Gateway::start(&place, "rehome.toml", "one");
-        Some(Self { place, programs, source, target, bouncer, gateway: Some(gateway) })
+        Self { place, programs, source, target, bouncer, gateway: Some(gateway), lines }
     }
 
-    fn rehome(&self, words: &[&str]) -> Ran {
+    pub fn rehome(&self, words: &[&str]) -> Ran {
         let mut command = self.place.command(&["--file", "rehome.toml"]);
         ran(command.args(words).output().unwrap())
     }
@@ -109,7 +161,7 @@ impl Stage {
     }
 
     /// Clients at `rate` transactions a second together until they are told to end: with our own script, or TPC-B.
-    fn bench(&self, name: &str, clients: u32, rate: u32, work: &[&str]) -> Bench {
+    pub fn bench(&self, name: &str, clients: u32, rate: u32, work: &[&str]) -> Bench {
         let mut command = self.client("pgbench");
         command.args(["-n", "-c", &clients.to_string(), "-j", "2", "-l", &format!("--log-prefix={name}")]);
         command.args(["-R", &rate.to_string(), "-T", "600"]).args(work);
@@ -119,19 +171,38 @@ impl Stage {
         Bench { running: Running(running), logs: self.place.path(&format!("{name}.")), errors }
     }
 
-    fn rows(&self, server: &Postgres) -> u64 {
+    pub fn rows(&self, server: &Postgres) -> u64 {
         server.sql("orders", "SELECT count(*) FROM acked").unwrap().parse().unwrap()
     }
 
+    /// What clients of our script saw committed is there, once, in the order of each of them, and nothing else.
+    pub fn has_all(&self, server: &Postgres, committed: u64) {
+        assert_eq!(self.rows(server), committed, "lost or doubled");
+        for wrong in [
+            "SELECT count(*) FROM (SELECT count(*) AS have, max(n) AS last FROM acked GROUP BY client) c WHERE have <> last",
+            "SELECT count(*) FROM (SELECT n - lag(n) OVER (PARTITION BY client ORDER BY id) AS step FROM acked) s WHERE step <> 1",
+            "SELECT count(*) FROM balance JOIN (SELECT client, sum(n) AS wanted FROM acked GROUP BY client) a USING (client)
+             WHERE sum <> wanted",
+        ] {
+            assert_eq!(server.sql("orders", wrong).unwrap(), "0", "{wrong}");
+        }
+    }
+
+    /// Clients with our own script, `rate` transactions a second together.
+    pub fn ours(&self, rate: u32) -> Bench {
+        let script = self.place.write("script.sql", SCRIPT);
+        self.bench("ours", CLIENTS, rate, &["-D", "n=0", "-f", script.to_str().unwrap()])
+    }
+
     /// So many more rows arrive there.
-    fn goes_on(&self, server: &Postgres, more: u64) {
+    pub fn goes_on(&self, server: &Postgres, more: u64) {
         let wanted = self.rows(server) + more;
         wait_for("rows", PATIENCE, || (self.rows(server) >= wanted).then_some(()));
     }
 }
 
 /// Clients at work.
-struct Bench {
+pub struct Bench {
     running: Running,
     /// How the names of its logs begin.
     logs: PathBuf,
@@ -140,7 +211,7 @@ struct Bench {
 
 impl Bench {
     /// Ends it as the end of its time would, and says what it saw committed: none failed.
-    fn end(mut self) -> (u64, f64) {
+    pub fn end(mut self) -> (u64, f64) {
         crate::harness::send(self.running.0.id(), rustix::process::Signal::ALARM);
         let ended = wait_for("the end of pgbench", PATIENCE, || self.running.0.try_wait().unwrap());
         assert!(ended.success(), "{}", std::fs::read_to_string(&self.errors).unwrap());
@@ -174,8 +245,7 @@ fn whole(fence: &str) {
     let doctor = stage.rehome(&["doctor"]);
     assert_eq!(doctor.code, 0, "{}\n{}", doctor.stdout, doctor.stderr);
     assert!(doctor.stdout.contains("holds between transactions"), "{}", doctor.stdout);
-    let script = stage.place.write("script.sql", SCRIPT);
-    let ours = stage.bench("ours", CLIENTS, rate, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let ours = stage.ours(rate);
     let tpcb = stage.bench("tpcb", 4, rate / 4, &["-b", "tpcb-like"]);
     stage.goes_on(&stage.source, 200);
     let pause = || stage.rehome(&["report", "--json"]).last_json()["write_pause_ms"].to_string();
@@ -190,15 +260,8 @@ fn whole(fence: &str) {
     stage.goes_on(&stage.source, 200);
 
     let ((ours, longest), (tpcb, longest_tpcb)) = (ours.end(), tpcb.end());
-    assert_eq!(stage.rows(&stage.source), ours, "lost or doubled");
+    stage.has_all(&stage.source, ours);
     for (what, wanted) in [
-        ("SELECT count(*) FROM (SELECT count(*) AS have, max(n) AS last FROM acked GROUP BY client) c WHERE have <> last", 0),
-        ("SELECT count(*) FROM (SELECT n - lag(n) OVER (PARTITION BY client ORDER BY id) AS step FROM acked) s WHERE step <> 1", 0),
-        (
-            "SELECT count(*) FROM balance JOIN (SELECT client, sum(n) AS wanted FROM acked GROUP BY client) a USING (client)
-             WHERE sum <> wanted",
-            0,
-        ),
         ("SELECT count(*) FROM pgbench_history", tpcb),
         ("SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(abalance) FROM pgbench_accounts))", 0),
         ("SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(bbalance) FROM pgbench_branches))", 0),
@@ -231,8 +294,7 @@ fn there_and_back_with_logins_shut_out() {
 #[test]
 fn a_transaction_that_stays_open_gives_the_switch_up_and_clients_go_on() {
     let Some(stage) = Stage::open("writes", "transaction") else { return };
-    let script = stage.place.write("script.sql", SCRIPT);
-    let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let bench = stage.ours(200);
     let end_with = format!("--end-with={}", std::process::id());
     let ready = stage.rehome(&["apply", "--until", "ready", "--yes", &end_with]);
     assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);
@@ -265,8 +327,7 @@ fn a_transaction_that_stays_open_gives_the_switch_up_and_clients_go_on() {
 #[test]
 fn clients_need_no_gateway_but_for_a_switch() {
     let Some(mut stage) = Stage::open("writes", "transaction") else { return };
-    let script = stage.place.write("script.sql", SCRIPT);
-    let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let bench = stage.ours(200);
     let end_with = format!("--end-with={}", std::process::id());
     let ready = stage.rehome(&["apply", "--until", "ready", "--yes", &end_with]);
     assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);
@@ -289,8 +350,7 @@ fn clients_need_no_gateway_but_for_a_switch() {
 
 /// Our own script at work, and a run that follows.
 fn followed(stage: &Stage) -> Bench {
-    let script = stage.place.write("script.sql", SCRIPT);
-    let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let bench = stage.ours(200);
     let end_with = format!("--end-with={}", std::process::id());
     let ready = stage.rehome(&["apply", "--until", "ready", "--yes", &end_with]);
     assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);
