@@ -128,8 +128,12 @@ async fn see(core: &mut Core) -> Result<Seen, EngineError> {
     .await?;
     let (fences, positions, distances) = measure(core).await;
     let writers = writers(core).await;
-    // last, so that little changes and no connection grows cold between this and the window
-    let recent = recent::compare(core).await;
+    // last, so that little changes and no connection grows cold between this and the window; not where a side does not answer: that
+    // gate is not met anyway, and whoever asked should hear of it soon
+    let recent = match fences.as_ref().err().or(positions.as_ref().err()) {
+        Some(error) => Recent::Failed(error.clone()),
+        None => recent::compare(core).await,
+    };
     let parts = &core.world.parts;
     Ok(Seen {
         gateways,
@@ -200,9 +204,11 @@ type Measured = (
 async fn measure(core: &Core) -> Measured {
     let flow = core.state.flow();
     let all = each_part(&core.world.parts, |part| async move {
-        let position = patiently(part.head(flow)).await;
-        let fence = patiently(part.probe(flow.to())).await;
-        let (from, to) = tokio::join!(distance(&part, flow.from()), distance(&part, flow.to()));
+        let (position, fence) = tokio::join!(patiently(part.head(flow)), patiently(part.probe(flow.to())));
+        let (from, to) = match (&position, &fence) {
+            (Ok(_), Ok(_)) => tokio::join!(distance(&part, flow.from()), distance(&part, flow.to())),
+            _ => (None, None),
+        };
         Ok((part.name().to_owned(), position, fence, from, to))
     });
     let (mut fences, mut positions) = (Ok(Vec::new()), Ok(BTreeMap::new()));

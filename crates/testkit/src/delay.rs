@@ -108,7 +108,7 @@ impl Way {
         }
     }
 
-    async fn is_reset(mut self) {
+    async fn reset(mut self) {
         if self.line.wait_for(|line| *line == Line::Reset).await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -130,7 +130,7 @@ async fn accept(listener: TcpListener, way: Way, stop: CancellationToken) {
 }
 
 async fn forward(mut near: TcpStream, mut way: Way) {
-    let reset = way.clone().is_reset();
+    let reset = way.clone().reset();
     let mut far = None;
     let passing = async {
         tokio::time::sleep(way.round_trip).await; // the handshake

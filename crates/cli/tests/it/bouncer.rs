@@ -101,7 +101,7 @@ impl Stage {
         source.sql("postgres", "CREATE DATABASE orders OWNER shop").unwrap();
         source.sql("orders", TABLES).unwrap();
         let made = Command::new(programs.join("pgbench"))
-            .args(["-i", "-q", "-U", "shop", "-h"])
+            .args(["-i", "-q", "-U", "shop", "-p", &source.port().to_string(), "-h"])
             .arg(source.folder())
             .arg("orders")
             .output()
@@ -112,7 +112,9 @@ impl Stage {
         }
         let databases = match &lines {
             None => format!("orders = host={} dbname=orders", source.folder().display()),
-            Some(lines) => format!("orders = host=127.0.0.1 port={} dbname=orders", lines.source.address.port()),
+            Some(lines) => {
+                format!("orders = host=127.0.0.1 port={} dbname=orders", lines.source.address.port())
+            }
         };
         let users = [("rehome", "console"), ("shop", "secret")];
         let bouncer =
@@ -263,8 +265,14 @@ fn whole(fence: &str) {
     stage.has_all(&stage.source, ours);
     for (what, wanted) in [
         ("SELECT count(*) FROM pgbench_history", tpcb),
-        ("SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(abalance) FROM pgbench_accounts))", 0),
-        ("SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(bbalance) FROM pgbench_branches))", 0),
+        (
+            "SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(abalance) FROM pgbench_accounts))",
+            0,
+        ),
+        (
+            "SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(bbalance) FROM pgbench_branches))",
+            0,
+        ),
     ] {
         assert_eq!(stage.source.sql("orders", what).unwrap(), wanted.to_string(), "{what}");
     }

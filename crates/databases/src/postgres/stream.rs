@@ -131,9 +131,12 @@ impl Stream<'_> {
         if let Some(slot) = self.slot(&from).await? {
             return Ok(slot.confirmed);
         }
-        let statement = "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')";
-        let row = from.row("make a replication slot", statement, &[&self.name()]).await?;
-        row.get::<_, String>(0).parse()
+        let statement = format!(
+            "SELECT lsn::text FROM pg_create_logical_replication_slot({}, 'pgoutput')",
+            quote::literal(self.name())
+        );
+        let rows = from.done("make a replication slot", &statement).await?;
+        rows.first().and_then(|row| row.get(0)).unwrap_or_default().parse()
     }
 
     /// Ends what `writer` brings to this side and moves the slot to where the log ends then; makes it if need be. What was written
@@ -155,7 +158,7 @@ impl Stream<'_> {
             let from = self.sessions.on(self.flow.from()).await?;
             let (flushed, moved) = tokio::join!(
                 from.run("bring everything to the disk", &flush),
-                from.asked("move the slot", &moving)
+                from.done("move the slot", &moving)
             );
             flushed?;
             match moved {
@@ -177,9 +180,11 @@ impl Stream<'_> {
     pub async fn drop_slot(&self) -> Result<()> {
         self.free_slot().await?;
         let from = self.sessions.on(self.flow.from()).await?;
-        let statement =
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
-        from.rows("drop the replication slot", statement, &[&self.name()]).await.map(drop)
+        let statement = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {}",
+            quote::literal(self.name())
+        );
+        from.done("drop the replication slot", &statement).await.map(drop)
     }
 
     /// Ends whoever reads the slot, and waits until he is gone.
@@ -262,6 +267,8 @@ fn connection(from: &End) -> String {
     add("keepalives_interval", "5");
     add("keepalives_count", "3");
     add("connect_timeout", "10");
+    // The receiving server confirms what it has every few seconds; a network that takes none of it is gone.
+    add("tcp_user_timeout", "15000");
     text
 }
 
