@@ -128,10 +128,9 @@ async fn see(core: &mut Core) -> Result<Seen, EngineError> {
     .await?;
     let (fences, positions, distances) = measure(core).await;
     let writers = writers(core).await;
-    // last, so that little changes and no connection grows cold between this and the window; not where a side does not answer: that
-    // gate is not met anyway, and whoever asked should hear of it soon
-    let recent = match fences.as_ref().err().or(positions.as_ref().err()) {
-        Some(error) => Recent::Failed(error.clone()),
+    // last, so that little changes and no connection grows cold between this and the window
+    let recent = match not_comparable(core, fences.as_ref().err().or(positions.as_ref().err())) {
+        Some(error) => Recent::Failed(error),
         None => recent::compare(core).await,
     };
     let parts = &core.world.parts;
@@ -155,6 +154,18 @@ async fn see(core: &mut Core) -> Result<Seen, EngineError> {
             .collect(),
         writers,
     })
+}
+
+/// Why nothing is compared: a side does not answer, and whoever asked should hear of it soon; or nobody knows how far the other side is,
+/// and what is only not there yet would be taken for a difference.
+fn not_comparable(core: &Core, silent: Option<&PartError>) -> Option<PartError> {
+    let is_unknown = |part: &Arc<dyn Part>| core.units.follow_state(part.name()).lag_seconds.is_none();
+    let unknown = || {
+        core.world.parts.iter().any(is_unknown).then(|| {
+            PartError::temporary(rehome_part::ErrorKind::Other, "not compared while the lag is unknown")
+        })
+    };
+    silent.cloned().or_else(unknown)
 }
 
 /// Who wrote to the owner lately, as far as each part can tell.

@@ -29,9 +29,15 @@ pub struct Delay {
     _running: DropGuard,
 }
 
-/// What becomes of bytes.
+/// What becomes of bytes, and which connections it knows: those that began under an earlier number are forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
+struct Line {
+    state: State,
+    number: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
     Whole,
     /// A black hole: nothing arrives and nobody is told, new connections come into the void.
     Cut,
@@ -42,17 +48,22 @@ enum Line {
 impl Delay {
     /// Nothing passes any more, in no direction, and nobody is told.
     pub fn cut(&self) {
-        self.line.send_replace(Line::Cut);
+        self.line.send_modify(|line| line.state = State::Cut);
     }
 
     /// Every connection is reset now, and every new one, until the line heals.
     pub fn reset(&self) {
-        self.line.send_replace(Line::Reset);
+        self.line.send_modify(|line| line.state = State::Reset);
     }
 
     /// What was on its way arrives, and the line is as it was.
     pub fn heal(&self) {
-        self.line.send_replace(Line::Whole);
+        self.line.send_modify(|line| line.state = State::Whole);
+    }
+
+    /// New connections pass again. Older ones stay silent for ever, as behind a router that has lost its memory.
+    pub fn heal_for_new(&self) {
+        self.line.send_modify(|line| *line = Line { state: State::Whole, number: line.number + 1 });
     }
 }
 
@@ -62,8 +73,8 @@ pub async fn start(to: SocketAddr, round_trip: Duration) -> io::Result<Delay> {
     let address = listener.local_addr()?;
     let stop = CancellationToken::new();
     let guard = stop.clone().drop_guard();
-    let (line, seen) = watch::channel(Line::Whole);
-    let way = Way { to, round_trip, line: seen };
+    let (line, seen) = watch::channel(Line { state: State::Whole, number: 0 });
+    let way = Way { to, round_trip, line: seen, number: 0 };
     tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, way, stop)));
     Ok(Delay { address, line, _running: guard })
 }
@@ -98,18 +109,21 @@ struct Way {
     to: SocketAddr,
     round_trip: Duration,
     line: watch::Receiver<Line>,
+    /// The line's when the connection began.
+    number: u64,
 }
 
 impl Way {
     /// Until bytes pass; at once where they do. Never where nobody holds the line any more.
     async fn open(&mut self) {
-        if self.line.wait_for(|line| *line == Line::Whole).await.is_err() {
+        let known = Line { state: State::Whole, number: self.number };
+        if self.line.wait_for(|line| *line == known).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     async fn reset(mut self) {
-        if self.line.wait_for(|line| *line == Line::Reset).await.is_err() {
+        if self.line.wait_for(|line| line.state == State::Reset).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -119,7 +133,9 @@ async fn accept(listener: TcpListener, way: Way, stop: CancellationToken) {
     loop {
         match listener.accept().await {
             Ok((near, _)) => {
-                tokio::spawn(stop.clone().run_until_cancelled_owned(forward(near, way.clone())));
+                let number = way.line.borrow().number;
+                let way = Way { number, ..way.clone() };
+                tokio::spawn(stop.clone().run_until_cancelled_owned(forward(near, way)));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept");

@@ -111,7 +111,7 @@ struct Counted {
 impl Follower<'_> {
     async fn run(&mut self) -> Result<()> {
         self.begin().await?;
-        let mut compare_at = Instant::now();
+        let (mut compare_at, mut woken) = (Instant::now(), Instant::now());
         loop {
             if Instant::now() >= compare_at {
                 self.compare().await?;
@@ -123,6 +123,12 @@ impl Follower<'_> {
             answered(to, SILENCE, self.look(round + BEAT)).await?;
             answered(from, SILENCE, self.find_slot()).await?;
             answered(to, SILENCE, self.count_rows()).await?;
+            if self.sent.front().is_some_and(|(_, sent)| sent.elapsed() > SILENCE)
+                && woken.elapsed() > SILENCE
+            {
+                answered(from, SILENCE, self.stream.wake(SILENCE)).await?;
+                woken = Instant::now();
+            }
             tokio::time::sleep_until(round + BEAT).await;
         }
     }

@@ -177,6 +177,35 @@ impl Stream<'_> {
         self.make_slot().await
     }
 
+    /// Ends both ends of a stream through which nothing comes although something was written; the servers begin it again. After a network
+    /// has forgotten their connection each of them waits for the other, for a minute by default, and nobody else may read the slot.
+    /// Both must be waiting for the network: whoever decodes or applies much is busy and not dead.
+    pub async fn wake(&self, silent: Duration) -> Result<()> {
+        let name = quote::literal(self.name());
+        let (from, to) =
+            tokio::try_join!(self.sessions.on(self.flow.from()), self.sessions.on(self.flow.to()))?;
+        let reader = format!(
+            "FROM pg_stat_subscription s JOIN pg_stat_activity a USING (pid) WHERE s.subname = {name} AND s.relid IS NULL
+             AND a.wait_event = 'LogicalApplyMain' AND s.last_msg_receipt_time < now() - interval '{} s'",
+            silent.as_secs()
+        );
+        if to.asked("look at the follower", &format!("SELECT s.pid {reader}")).await?.is_empty() {
+            return Ok(());
+        }
+        let statement = format!(
+            "SELECT CASE WHEN a.wait_event_type IN ('Client', 'Activity') THEN pg_terminate_backend(a.pid) ELSE false END
+             FROM pg_replication_slots r JOIN pg_stat_activity a ON a.pid = r.active_pid WHERE r.slot_name = {name}"
+        );
+        let ended = from.asked("end a stream that is silent", &statement).await?;
+        if ended.first().and_then(|row| row.get(0)) == Some("f") {
+            return Ok(());
+        }
+        tracing::warn!(flow = %self.flow, "nothing comes through the stream; it is begun again");
+        to.asked("end a stream that is silent", &format!("SELECT pg_terminate_backend(s.pid) {reader}"))
+            .await
+            .map(drop)
+    }
+
     pub async fn drop_slot(&self) -> Result<()> {
         self.free_slot().await?;
         let from = self.sessions.on(self.flow.from()).await?;
