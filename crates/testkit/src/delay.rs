@@ -30,7 +30,7 @@ pub struct Delay {
 }
 
 /// What becomes of bytes, and which connections it knows: those that began under an earlier number are forgotten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 struct Line {
     state: State,
     number: u64,
@@ -56,12 +56,12 @@ impl Delay {
         self.line.send_modify(|line| line.state = State::Reset);
     }
 
-    /// What was on its way arrives, and the line is as it was.
+    /// What was on its way arrives, and the line is as it was; connections that were forgotten are remembered.
     pub fn heal(&self) {
-        self.line.send_modify(|line| line.state = State::Whole);
+        self.line.send_replace(Line { state: State::Whole, number: 0 });
     }
 
-    /// New connections pass again. Older ones stay silent for ever, as behind a router that has lost its memory.
+    /// New connections pass again. Older ones stay silent, as behind a router that has lost its memory.
     pub fn heal_for_new(&self) {
         self.line.send_modify(|line| *line = Line { state: State::Whole, number: line.number + 1 });
     }
@@ -116,8 +116,8 @@ struct Way {
 impl Way {
     /// Until bytes pass; at once where they do. Never where nobody holds the line any more.
     async fn open(&mut self) {
-        let known = Line { state: State::Whole, number: self.number };
-        if self.line.wait_for(|line| *line == known).await.is_err() {
+        let passes = |line: &Line| line.state == State::Whole && line.number <= self.number;
+        if self.line.wait_for(passes).await.is_err() {
             std::future::pending::<()>().await;
         }
     }

@@ -174,7 +174,9 @@ fn judge(cut: Cut, seen: &Seen) {
         (Target, false) => {
             assert_eq!(seen.at, Source, "{told}");
             assert!(seen.went_on_after < 8.0, "{} s\n{told}", seen.went_on_after);
-            assert!(seen.status.contains("serves reads and writes as before"), "{told}");
+            if cut.lasts == LONG {
+                assert!(seen.status.contains("serves reads and writes as before"), "{told}");
+            }
         }
         // Decided, and the new owner answers before its deadline: it opens.
         (Target, true) if cut.lasts < OPEN => {
@@ -246,6 +248,7 @@ cut_at! {
 
 /// What was known before the cut does not stand: no switch begins, whoever asks for one hears why, and it is made after the heal.
 #[test]
+#[ignore = "long: ./test long"]
 fn no_switch_begins_while_the_target_is_cut_off() {
     let Some(stage) = Stage::open_apart("writes") else { return };
     let bench = stage.ours(200);
