@@ -159,7 +159,9 @@ async fn see(core: &mut Core) -> Result<Seen, EngineError> {
 /// Why nothing is compared: a side does not answer, and whoever asked should hear of it soon; or nobody knows how far the other side is,
 /// and what is only not there yet would be taken for a difference.
 fn not_comparable(core: &Core, silent: Option<&PartError>) -> Option<PartError> {
-    let is_unknown = |part: &Arc<dyn Part>| core.units.follow_state(part.name()).lag_seconds.is_none();
+    let is_unknown = |part: &Arc<dyn Part>| {
+        !core.is_accepted("lag") && core.units.follow_state(part.name()).lag_seconds.is_none()
+    };
     let unknown = || {
         core.world.parts.iter().any(is_unknown).then(|| {
             PartError::temporary(rehome_part::ErrorKind::Other, "not compared while the lag is unknown")
@@ -310,8 +312,9 @@ fn judge(seen: &Seen, settings: &Settings, state: &State) -> Look {
         if state.verified { "equal" } else { "not compared" },
         "equal",
     );
-    judge_recent(&mut judge, &seen.recent);
+    // before the comparison, which is not even made where a side does not answer
     judge_parts(&mut judge, seen);
+    judge_recent(&mut judge, &seen.recent);
     let prediction = judge_pause(&mut judge, seen);
     judge_gateways(&mut judge, seen, &prediction);
     let guard = if seen.guard_alive { "alive" } else { "silent" };
