@@ -22,7 +22,7 @@ struct Cut {
     state: &'static str,
     point: &'static str,
     side: Side,
-    /// How long; every deadline of a switch is shorter than `LONG`.
+    /// How long; every deadline of a switch is shorter than [`LONG`].
     lasts: Duration,
     how: How,
 }
@@ -37,7 +37,8 @@ enum How {
     Reset,
 }
 
-const LONG: Duration = Duration::from_secs(14);
+/// Long enough, too, for the run to say `stuck`: ten seconds after it began to take the attempt back, at its next try.
+const LONG: Duration = Duration::from_secs(18);
 /// A new owner that answers before this, opens; afterwards the old one gets the next epoch.
 const OPEN: Duration = Duration::from_secs(3);
 
