@@ -19,6 +19,7 @@ stage() {
   local name=$1 shown=12
   shift
   [ "$1" = demos ] && shown=1
+  [ "$1" = cuts ] && shown=20
   if [ -e "$marks/$name" ]; then
     say "$name: done before"
     return
@@ -43,6 +44,12 @@ demos() {
   scripts/repeat_demo.py --binary "$rehome" --count "$count" --at-once "$at_once" -- "$@"
 }
 
+# cuts: the network to a database server is cut in every state of a switch, on each side; one line for each.
+cuts() {
+  REHOME_REQUIRE_TOOLS=1 cargo nextest run --profile long -p rehome-cli --run-ignored all --success-output final -E 'test(/^cut::/)' 2>&1 |
+    tee "$marks/cuts.log" | grep -E 'clients went on|Summary|FAIL'
+}
+
 cargo build --release --quiet
 # One at a time: what a switch costs.
 stage pause-rtt-0 demos 10 1 --objects 500 --duration 8 --reverse
@@ -56,6 +63,7 @@ stage demo-reverse demos 50 3 --objects 500 --duration 8 --reverse
 stage demo-rtt-20 demos 20 3 --objects 500 --duration 8 --rtt 20 --reverse
 stage demo-rtt-80 demos 20 3 --objects 500 --duration 8 --rtt 80 --reverse
 stage crash-matrix env REHOME_LONG=20 cargo nextest run --profile long -p rehome-cli -E 'test(/^crash::/)'
+stage cut-matrix cuts
 stage sabotage-matrix env REHOME_LONG=10 cargo nextest run --profile long -p rehome-cli -E 'test(/^sabotage::/)'
 stage gateway-220000-requests env REHOME_LONG=1 cargo nextest run -p rehome-gateway -E 'test(weights_move_under)'
 stage five-gibibytes scripts/five_gibibytes.sh "$rehome"

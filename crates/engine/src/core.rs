@@ -277,6 +277,13 @@ impl Core {
                     "reads are served; the {owner} owns the data in epoch {epoch}; writes wait at the gateways"
                 )
             }
+            Stage::Returned if self.state.attempt.as_ref().is_some_and(|attempt| attempt.released) => {
+                format!(
+                    "the {owner} owns the data in epoch {epoch} and serves reads and writes as before; what the attempt left on the \
+                 {} is not taken back yet",
+                    owner.other()
+                )
+            }
             Stage::Open | Stage::Returned => format!(
                 "reads are served; the {owner} owns the data in epoch {epoch} and takes writes; gateways that did not answer \
                  still hold theirs"

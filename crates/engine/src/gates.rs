@@ -129,7 +129,10 @@ async fn see(core: &mut Core) -> Result<Seen, EngineError> {
     let (fences, positions, distances) = measure(core).await;
     let writers = writers(core).await;
     // last, so that little changes and no connection grows cold between this and the window
-    let recent = recent::compare(core).await;
+    let recent = match not_comparable(core, fences.as_ref().err().or(positions.as_ref().err())) {
+        Some(error) => Recent::Failed(error),
+        None => recent::compare(core).await,
+    };
     let parts = &core.world.parts;
     Ok(Seen {
         gateways,
@@ -151,6 +154,20 @@ async fn see(core: &mut Core) -> Result<Seen, EngineError> {
             .collect(),
         writers,
     })
+}
+
+/// Why nothing is compared: a side does not answer, and whoever asked should hear of it soon; or nobody knows how far the other side is,
+/// and what is only not there yet would be taken for a difference.
+fn not_comparable(core: &Core, silent: Option<&PartError>) -> Option<PartError> {
+    let is_unknown = |part: &Arc<dyn Part>| {
+        !core.is_accepted("lag") && core.units.follow_state(part.name()).lag_seconds.is_none()
+    };
+    let unknown = || {
+        core.world.parts.iter().any(is_unknown).then(|| {
+            PartError::temporary(rehome_part::ErrorKind::Other, "not compared while the lag is unknown")
+        })
+    };
+    silent.cloned().or_else(unknown)
 }
 
 /// Who wrote to the owner lately, as far as each part can tell.
@@ -200,9 +217,11 @@ type Measured = (
 async fn measure(core: &Core) -> Measured {
     let flow = core.state.flow();
     let all = each_part(&core.world.parts, |part| async move {
-        let position = patiently(part.head(flow)).await;
-        let fence = patiently(part.probe(flow.to())).await;
-        let (from, to) = tokio::join!(distance(&part, flow.from()), distance(&part, flow.to()));
+        let (position, fence) = tokio::join!(patiently(part.head(flow)), patiently(part.probe(flow.to())));
+        let (from, to) = match (&position, &fence) {
+            (Ok(_), Ok(_)) => tokio::join!(distance(&part, flow.from()), distance(&part, flow.to())),
+            _ => (None, None),
+        };
         Ok((part.name().to_owned(), position, fence, from, to))
     });
     let (mut fences, mut positions) = (Ok(Vec::new()), Ok(BTreeMap::new()));
@@ -293,8 +312,9 @@ fn judge(seen: &Seen, settings: &Settings, state: &State) -> Look {
         if state.verified { "equal" } else { "not compared" },
         "equal",
     );
-    judge_recent(&mut judge, &seen.recent);
+    // before the comparison, which is not even made where a side does not answer
     judge_parts(&mut judge, seen);
+    judge_recent(&mut judge, &seen.recent);
     let prediction = judge_pause(&mut judge, seen);
     judge_gateways(&mut judge, seen, &prediction);
     let guard = if seen.guard_alive { "alive" } else { "silent" };

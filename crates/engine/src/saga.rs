@@ -124,7 +124,7 @@ async fn effect(core: &Core, step: &dyn Step, context: &Context) -> Result<Value
     let outcome = tokio::select! {
         biased;
         () = context.stop.cancelled() => Err(context.reason()),
-        outcome = within(deadline, name, work) => outcome,
+        outcome = within(deadline, step, context, work) => outcome,
     };
     tracing::debug!(step = name, ms = began.elapsed().as_millis() as u64, "ended");
     let output = outcome.map_err(|error| Halt::failed(name, error))?;
@@ -139,16 +139,25 @@ async fn broken_in(core: &Core, when: &str, name: &str) -> Result<(), Halt> {
 
 async fn within<T>(
     deadline: Duration,
-    name: &str,
+    step: &dyn Step,
+    context: &Context,
     work: impl Future<Output = Result<T, PartError>>,
 ) -> Result<T, PartError> {
-    match tokio::time::timeout(deadline, work).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            let text = format!("{name} took longer than {:.1} s", deadline.as_secs_f64());
-            Err(PartError::temporary(ErrorKind::Deadline, text))
-        }
+    if let Ok(outcome) = tokio::time::timeout(deadline, work).await {
+        return outcome;
     }
+    let text = format!("{} took longer than {:.1} s", step.name(), deadline.as_secs_f64());
+    let error = PartError::temporary(ErrorKind::Deadline, text);
+    let whom = match (step.side(context), step.trips()) {
+        (Some(side), _) => format!("the {side}"),
+        (None, trips) if trips.from + trips.to > 0 => "one of the sides".to_owned(),
+        _ => return Err(error),
+    };
+    let error = step.side(context).map_or(error.clone(), |side| error.on(side));
+    Err(error.hint(format!(
+        "{whom} does not answer in time: see that it runs and that its network is whole (`rehome doctor`); the run goes on by \
+         itself as soon as it answers"
+    )))
 }
 
 /// Takes a step back once.
@@ -181,7 +190,7 @@ async fn undo_effect(core: &Core, step: &dyn Step, context: &Context) -> Result<
         Ok(())
     };
     let deadline = step.deadline(context).max(Duration::from_secs(1)) * 2;
-    within(deadline, name, work).await.map_err(|error| Halt::failed(name, error))?;
+    within(deadline, step, context, work).await.map_err(|error| Halt::failed(name, error))?;
     broken_in(core, "after:undo", name).await
 }
 
@@ -237,12 +246,26 @@ pub(crate) async fn insist(
     }
 }
 
+/// Tries once to take back what others need not wait for; was it possible?
+pub(crate) async fn try_back(core: &mut Core, step: &dyn Step, context: &Context) -> Result<bool, Halt> {
+    match undo_once(core, step, context).await {
+        Ok(()) => Ok(true),
+        Err(Halt::Failed { step, error }) => {
+            tracing::warn!(step, %error, "not taken back yet; nobody waits for it");
+            Ok(false)
+        }
+        Err(fatal) => Err(fatal),
+    }
+}
+
+/// Was a step never begun, or is it taken back already?
+pub(crate) fn is_back(core: &Core, step: &dyn Step, context: &Context) -> bool {
+    matches!(core.state.step(step.name(), context.attempt), None | Some(StepState::Undone))
+}
+
 /// Takes a step back, and does not give up. Nothing to do when it was never begun or is taken back already.
 pub(crate) async fn take_back(core: &mut Core, step: &dyn Step, context: &Context) -> Result<(), Halt> {
-    match core.state.step(step.name(), context.attempt) {
-        None | Some(StepState::Undone) => Ok(()),
-        Some(_) => take_back_for_sure(core, step, context).await,
-    }
+    if is_back(core, step, context) { Ok(()) } else { take_back_for_sure(core, step, context).await }
 }
 
 /// The same, whether the journal knows of it or not.

@@ -222,18 +222,30 @@ async fn take_back(core: &mut Core, why: &str, keep_verified: bool) -> Result<Fa
     }
 }
 
+/// What an attempt left on the way to the decision, in the order in which it is taken back.
+const BEFORE_DECISION: [&dyn Step; 4] = [&SealParts, &CompareHot, &Drain, &ReadPosition];
+
 async fn try_take_back(core: &mut Core) -> Result<(), Halt> {
     let attempt = core.state.attempt.clone().expect("only an armed switch is taken back");
     let context = context_of(core, &attempt);
     let (epoch, owner) = context.decided;
+    // The first decision of this attempt was for the old owner: nobody was ever told to open the other side.
+    let never_opened = epoch == attempt.epoch.next();
     if core.state.stage == Stage::Aborting {
         core.units.stop_following().await;
-        // the other side must be closed before the old owner opens, whatever the journal thinks was done
-        saga::take_back_for_sure(core, &OpenOwner, &context).await?;
-        saga::take_back(core, &SealParts, &context).await?;
-        saga::take_back(core, &CompareHot, &context).await?;
-        saga::take_back(core, &Drain, &context).await?;
-        saga::take_back(core, &ReadPosition, &context).await?;
+        if never_opened {
+            // Users do not wait for a side that was never theirs: if it does not answer, its turn comes after the release.
+            let mut reached = saga::try_back(core, &OpenOwner, &context).await?;
+            for step in BEFORE_DECISION {
+                if reached && !saga::is_back(core, step, &context) {
+                    reached = saga::try_back(core, step, &context).await?;
+                }
+            }
+        } else {
+            // the other side must be closed before the old owner opens, whatever the journal thinks was done
+            saga::take_back_for_sure(core, &OpenOwner, &context).await?;
+            take_back_all(core, &context).await?;
+        }
         // an intent may have been lost with its engine: the old owner is opened for sure, too
         saga::take_back_for_sure(core, &FenceOwner, &context).await?;
         let boot_ms = core.boot_ms();
@@ -245,7 +257,19 @@ async fn try_take_back(core: &mut Core) -> Result<(), Halt> {
         let (pause_ms, boot_ms) = (pause(core).await?, core.boot_ms());
         core.record_one(Event::WritesReleased { epoch, owner, pause_ms, boot_ms }).await?;
     }
-    saga::take_back(core, &StopWorkers, &context).await
+    saga::take_back(core, &StopWorkers, &context).await?;
+    if core.state.step(OpenOwner.name(), attempt.number) != Some(StepState::Undone) {
+        saga::take_back_for_sure(core, &OpenOwner, &context).await?;
+    }
+    take_back_all(core, &context).await
+}
+
+/// Skips what was never begun, and what is taken back already.
+async fn take_back_all(core: &mut Core, context: &Context) -> Result<(), Halt> {
+    for step in BEFORE_DECISION {
+        saga::take_back(core, step, context).await?;
+    }
+    Ok(())
 }
 
 /// After the new owner was decided: open it, release the queue to it, start what was stopped, follow the way back. Goes on

@@ -2,10 +2,12 @@
 //! transaction fails nor is one lost or doubled.
 
 use crate::demo::times;
-use crate::harness::{Gateway, Place, Ran, Running, ran, wait_for};
+use crate::harness::{Gateway, Place, Ran, Running, free_port, ran, wait_for};
+use rehome_testkit::delay::{self, Delay};
 use rehome_testkit::pgbouncer::{self, PgBouncer};
 use rehome_testkit::postgres::{Postgres, programs_or_skip};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +41,7 @@ pub enum Way {
     Front,
 }
 
-const BOUNCER: Way = Way::Bouncer("transaction");
+pub const BOUNCER: Way = Way::Bouncer("transaction");
 
 pub struct Stage {
     pub place: Place,
@@ -48,6 +50,31 @@ pub struct Stage {
     pub target: Postgres,
     bouncer: Option<PgBouncer>,
     pub gateway: Option<Gateway>,
+    /// What is between everybody and each server, where they were put apart.
+    pub lines: Option<Lines>,
+}
+
+/// The way to each server, for the engine, the other server and PgBouncer alike.
+pub struct Lines {
+    pub source: Delay,
+    pub target: Delay,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Lines {
+    fn to(source: u16, target: u16) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let to = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let line = |port| runtime.block_on(delay::start(to(port), Duration::ZERO)).unwrap();
+        Self { source: line(source), target: line(target), _runtime: runtime }
+    }
+}
+
+/// A server that is reached by a port, too.
+fn with_port(port: &str) -> Vec<(&'static str, &str)> {
+    let reached = [("listen_addresses", "127.0.0.1"), ("port", port)];
+    SETTINGS.into_iter().chain(reached).collect()
 }
 
 impl Stage {
@@ -60,11 +87,31 @@ impl Stage {
         let programs = programs_or_skip()?;
         let source = Postgres::start(&programs, &SETTINGS).unwrap();
         let target = Postgres::start_in(disk, &programs, &SETTINGS).unwrap();
+        Self::of(programs, way, (source, target), None, fence)
+    }
+
+    /// With lines to both servers that can be cut.
+    pub fn open_apart(fence: &str, way: Way) -> Option<Self> {
+        let programs = programs_or_skip()?;
+        let ports = [free_port(), free_port()];
+        let start = |port: u16| Postgres::start(&programs, &with_port(&port.to_string())).unwrap();
+        let servers = (start(ports[0]), start(ports[1]));
+        let lines = Lines::to(ports[0], ports[1]);
+        Self::of(programs, way, servers, Some(lines), fence)
+    }
+
+    fn of(
+        programs: PathBuf,
+        way: Way,
+        (source, target): (Postgres, Postgres),
+        lines: Option<Lines>,
+        fence: &str,
+    ) -> Option<Self> {
         source.sql("postgres", "CREATE ROLE shop LOGIN").unwrap();
         source.sql("postgres", "CREATE DATABASE orders OWNER shop").unwrap();
         source.sql("orders", TABLES).unwrap();
         let made = Command::new(programs.join("pgbench"))
-            .args(["-i", "-q", "-U", "shop", "-h"])
+            .args(["-i", "-q", "-U", "shop", "-p", &source.port().to_string(), "-h"])
             .arg(source.folder())
             .arg("orders")
             .output()
@@ -78,17 +125,26 @@ impl Stage {
             let path = place.write(secret, secret);
             std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         }
-        let end = |server: &Postgres| {
+        let end = |server: &Postgres, line: Option<&Delay>| {
+            let url = match line {
+                None => server.address("rehome", "orders"),
+                Some(line) => format!("postgres://rehome@{}/orders?sslmode=disable", line.address),
+            };
+            let secret = place.path("secret");
             format!(
-                "url = {:?}\napplications = [{{ user = \"shop\", password = \"file:{}\" }}]\n",
-                server.address("rehome", "orders"),
-                place.path("secret").display()
+                "url = {url:?}\napplications = [{{ user = \"shop\", password = \"file:{}\" }}]\n",
+                secret.display()
             )
         };
         let (bouncer, front) = match way {
             Way::Bouncer(pool_mode) => {
                 let program = pgbouncer::program_or_skip()?;
-                let databases = format!("orders = host={} dbname=orders", source.folder().display());
+                let databases = match &lines {
+                    None => format!("orders = host={} dbname=orders", source.folder().display()),
+                    Some(lines) => {
+                        format!("orders = host=127.0.0.1 port={} dbname=orders", lines.source.address.port())
+                    }
+                };
                 let users = [("rehome", "console"), ("shop", "secret")];
                 let settings = format!("pool_mode = {pool_mode}");
                 let bouncer = PgBouncer::start(&program, &databases, &users, &settings).unwrap();
@@ -108,13 +164,13 @@ impl Stage {
                 "[migration]\nname = \"orders\"\nsource = {{ cloud = \"a\", region = \"here\" }}\ntarget = {{ cloud = \"b\", region = \"there\" }}\n\n\
                  [switch]\nmax_pause = \"2s\"\naccept = [\"no-bypass\"]\n\n[[databases]]\nname = \"orders\"\nfence = {fence:?}\n\n\
                  [databases.source]\n{}\n[databases.target]\n{}\n{front}\n[[gateways]]\nname = \"one\"\ncontrol = {:?}\n",
-                end(&source),
-                end(&target),
+                end(&source, lines.as_ref().map(|lines| &lines.source)),
+                end(&target, lines.as_ref().map(|lines| &lines.target)),
                 place.path("g.sock"),
             ),
         );
         let gateway = Gateway::start(&place, "rehome.toml", "one");
-        Some(Self { place, programs, source, target, bouncer, gateway: Some(gateway) })
+        Some(Self { place, programs, source, target, bouncer, gateway: Some(gateway), lines })
     }
 
     pub fn rehome(&self, words: &[&str]) -> Ran {
@@ -148,6 +204,25 @@ impl Stage {
 
     pub fn rows(&self, server: &Postgres) -> u64 {
         server.sql("orders", "SELECT count(*) FROM acked").unwrap().parse().unwrap()
+    }
+
+    /// What clients of our script saw committed is there, once, in the order of each of them, and nothing else.
+    pub fn has_all(&self, server: &Postgres, committed: u64) {
+        assert_eq!(self.rows(server), committed, "lost or doubled");
+        for wrong in [
+            "SELECT count(*) FROM (SELECT count(*) AS have, max(n) AS last FROM acked GROUP BY client) c WHERE have <> last",
+            "SELECT count(*) FROM (SELECT n - lag(n) OVER (PARTITION BY client ORDER BY id) AS step FROM acked) s WHERE step <> 1",
+            "SELECT count(*) FROM balance JOIN (SELECT client, sum(n) AS wanted FROM acked GROUP BY client) a USING (client)
+             WHERE sum <> wanted",
+        ] {
+            assert_eq!(server.sql("orders", wrong).unwrap(), "0", "{wrong}");
+        }
+    }
+
+    /// Clients with our own script, `rate` transactions a second together.
+    pub fn ours(&self, rate: u32, protocol: &str) -> Bench {
+        let script = self.place.write("script.sql", SCRIPT);
+        self.bench("ours", CLIENTS, rate, &["-M", protocol, "-D", "n=0", "-f", script.to_str().unwrap()])
     }
 
     /// So many more rows arrive there.
@@ -200,9 +275,7 @@ pub fn whole(fence: &str, way: Way, protocol: &str, rounds: u32) {
     let Some(stage) = Stage::open(fence, way) else { return };
     let doctor = stage.rehome(&["doctor"]);
     assert_eq!(doctor.code, 0, "{}\n{}", doctor.stdout, doctor.stderr);
-    let script = stage.place.write("script.sql", SCRIPT);
-    let ours =
-        stage.bench("ours", CLIENTS, rate, &["-M", protocol, "-D", "n=0", "-f", script.to_str().unwrap()]);
+    let ours = stage.ours(rate, protocol);
     let tpcb = stage.bench("tpcb", 4, rate / 4, &["-M", protocol, "-b", "tpcb-like"]);
     stage.goes_on(&stage.source, 200);
     let pause = || stage.rehome(&["report", "--json"]).last_json()["write_pause_ms"].to_string();
@@ -221,18 +294,17 @@ pub fn whole(fence: &str, way: Way, protocol: &str, rounds: u32) {
     }
 
     let ((ours, longest), (tpcb, longest_tpcb)) = (ours.end(), tpcb.end());
-    assert_eq!(stage.rows(&stage.source), ours, "lost or doubled");
+    stage.has_all(&stage.source, ours);
     for (what, wanted) in [
-        ("SELECT count(*) FROM (SELECT count(*) AS have, max(n) AS last FROM acked GROUP BY client) c WHERE have <> last", 0),
-        ("SELECT count(*) FROM (SELECT n - lag(n) OVER (PARTITION BY client ORDER BY id) AS step FROM acked) s WHERE step <> 1", 0),
+        ("SELECT count(*) FROM pgbench_history", tpcb),
         (
-            "SELECT count(*) FROM balance JOIN (SELECT client, sum(n) AS wanted FROM acked GROUP BY client) a USING (client)
-             WHERE sum <> wanted",
+            "SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(abalance) FROM pgbench_accounts))",
             0,
         ),
-        ("SELECT count(*) FROM pgbench_history", tpcb),
-        ("SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(abalance) FROM pgbench_accounts))", 0),
-        ("SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(bbalance) FROM pgbench_branches))", 0),
+        (
+            "SELECT abs((SELECT sum(delta) FROM pgbench_history) - (SELECT sum(bbalance) FROM pgbench_branches))",
+            0,
+        ),
     ] {
         assert_eq!(stage.source.sql("orders", what).unwrap(), wanted.to_string(), "{what}");
     }
@@ -269,8 +341,7 @@ fn there_and_back_again_and_again() {
 #[test]
 fn a_transaction_that_stays_open_gives_the_switch_up_and_clients_go_on() {
     let Some(stage) = Stage::open("writes", BOUNCER) else { return };
-    let script = stage.place.write("script.sql", SCRIPT);
-    let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let bench = stage.ours(200, "simple");
     let end_with = format!("--end-with={}", std::process::id());
     let ready = stage.rehome(&["apply", "--until", "ready", "--yes", &end_with]);
     assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);
@@ -303,8 +374,7 @@ fn a_transaction_that_stays_open_gives_the_switch_up_and_clients_go_on() {
 #[test]
 fn clients_need_no_gateway_but_for_a_switch() {
     let Some(mut stage) = Stage::open("writes", BOUNCER) else { return };
-    let script = stage.place.write("script.sql", SCRIPT);
-    let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let bench = stage.ours(200, "simple");
     let end_with = format!("--end-with={}", std::process::id());
     let ready = stage.rehome(&["apply", "--until", "ready", "--yes", &end_with]);
     assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);
@@ -327,8 +397,7 @@ fn clients_need_no_gateway_but_for_a_switch() {
 
 /// Our own script at work, and a run that follows.
 pub fn followed(stage: &Stage) -> Bench {
-    let script = stage.place.write("script.sql", SCRIPT);
-    let bench = stage.bench("ours", CLIENTS, 200, &["-D", "n=0", "-f", script.to_str().unwrap()]);
+    let bench = stage.ours(200, "simple");
     let end_with = format!("--end-with={}", std::process::id());
     let ready = stage.rehome(&["apply", "--until", "ready", "--yes", &end_with]);
     assert_eq!(ready.code, 0, "{}\n{}", ready.stdout, ready.stderr);

@@ -10,6 +10,7 @@ pub struct Place {
     pub folder: tempfile::TempDir,
 }
 
+#[derive(Debug)]
 pub struct Ran {
     pub code: i32,
     pub stdout: String,

@@ -5,6 +5,7 @@
 mod bad_input;
 mod bouncer;
 mod crash;
+mod cut;
 mod db;
 mod demo;
 mod dns;

@@ -4,7 +4,9 @@ use crate::address::{Address, Tls};
 use crate::trust::trust;
 use futures::TryStreamExt;
 use rehome_part::{Error, ErrorKind, Side};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -12,6 +14,13 @@ use tokio_postgres::{Client, Config, NoTls, Row, SimpleQueryMessage, SimpleQuery
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 const CONNECT: Duration = Duration::from_secs(10);
+/// What was sent and not even received by the other machine in this time is not going to be: without it the kernel tries on for a quarter
+/// of an hour, and whoever waits for the answer with it.
+const RECEIVED: Duration = Duration::from_secs(15);
+/// A session that is asked nothing is looked after so often.
+const IDLE: Duration = Duration::from_secs(10);
+/// A statement that nobody waits for any more may be answered for so long; then the session counts as silent.
+const LATE: Duration = Duration::from_secs(1);
 
 /// The same text for the same value on every server: whatever of these differs between two would look like a difference of data.
 /// No name is found by a search path, so a table of that name elsewhere cannot stand in.
@@ -32,6 +41,20 @@ pub enum May {
 pub struct Session {
     client: Client,
     side: Side,
+    /// What the server calls it.
+    number: i32,
+    statements: Mutex<Statements>,
+}
+
+/// Statements are answered in their order, also those that nobody waits for any more.
+#[derive(Debug, Default)]
+struct Statements {
+    sent: u64,
+    answered: u64,
+    /// The last one that changes something.
+    changes: u64,
+    /// When the first one without an answer was sent, or later.
+    since: Option<Instant>,
 }
 
 /// Opens a session that reads only. `password`: `None` where the server asks for none.
@@ -54,7 +77,8 @@ pub async fn connect_to(
 ) -> Result<Session, Error> {
     let mut config = Config::new();
     config.host(&address.host).port(address.port).user(&address.user).dbname(&address.database);
-    config.application_name("rehome").connect_timeout(CONNECT).keepalives_idle(Duration::from_secs(30));
+    config.application_name("rehome").connect_timeout(CONNECT).tcp_user_timeout(RECEIVED);
+    config.keepalives_idle(IDLE).keepalives_interval(IDLE / 2).keepalives_retries(2);
     if let Some(password) = password {
         config.password(password);
     }
@@ -73,12 +97,12 @@ pub async fn connect_to(
             client
         }
     };
-    let session = Session { client, side };
-    session
-        .client
-        .batch_execute(&format!("{SETTINGS}{}", if may == May::Read { "on" } else { "off" }))
-        .await
-        .map_err(|error| session.error("prepare a session", &error))?;
+    let mut session = Session { client, side, number: 0, statements: Mutex::default() };
+    let read_only = if may == May::Read { "on" } else { "off" };
+    let prepare = format!("{SETTINGS}{read_only}; SELECT pg_backend_pid()");
+    let prepared = tokio::time::timeout(CONNECT, session.asked("prepare a session", &prepare)).await;
+    let rows = prepared.unwrap_or_else(|_| Err(no_answer(address, CONNECT).on(side)))?;
+    session.number = rows.first().and_then(|row| row.get(0)?.parse().ok()).unwrap_or_default();
     Ok(session)
 }
 
@@ -90,11 +114,13 @@ async fn timed<T>(
     match tokio::time::timeout(CONNECT * 2, connecting).await {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) => Err(error_of(&format!("connect to {address}"), &error).on(side)),
-        Err(_) => {
-            let text = format!("connect to {address}: no answer within {} s", CONNECT.as_secs() * 2);
-            Err(Error::temporary(ErrorKind::Network, text).on(side))
-        }
+        Err(_) => Err(no_answer(address, CONNECT * 2).on(side)),
     }
+}
+
+fn no_answer(address: &Address, within: Duration) -> Error {
+    let text = format!("connect to {address}: no answer within {} s", within.as_secs());
+    Error::temporary(ErrorKind::Network, text)
 }
 
 fn ended(how: Result<(), tokio_postgres::Error>) {
@@ -116,7 +142,9 @@ impl Session {
         statement: &str,
         values: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Error> {
-        self.client.query(statement, values).await.map_err(|error| self.error(doing, &error))
+        self.answer(false, self.client.query(statement, values))
+            .await
+            .map_err(|error| self.error(doing, &error))
     }
 
     /// # Errors
@@ -127,7 +155,8 @@ impl Session {
         statement: &str,
         values: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, Error> {
-        self.client.query_one(statement, values).await.map_err(|error| self.error(doing, &error))
+        let asked = self.answer(false, self.client.query_one(statement, values)).await;
+        asked.map_err(|error| self.error(doing, &error))
     }
 
     /// Runs statements without values, all or none: a message of several is one transaction.
@@ -135,7 +164,7 @@ impl Session {
     /// # Errors
     /// As [`Self::rows`].
     pub async fn run(&self, doing: &str, statements: &str) -> Result<(), Error> {
-        self.client.batch_execute(statements).await.map_err(|error| self.error(doing, &error))
+        self.try_run(statements).await.map_err(|error| self.error(doing, &error))
     }
 
     /// Rows as text, by one message and one answer: what is asked while writes wait must not cost a second round trip for the types
@@ -144,8 +173,25 @@ impl Session {
     /// # Errors
     /// As [`Self::rows`].
     pub(super) async fn asked(&self, doing: &str, statement: &str) -> Result<Vec<SimpleQueryRow>, Error> {
-        let messages =
-            self.client.simple_query(statement).await.map_err(|error| self.error(doing, &error))?;
+        self.simple(doing, statement, false).await
+    }
+
+    /// The same for a statement that changes something and says so in rows.
+    ///
+    /// # Errors
+    /// As [`Self::rows`].
+    pub(super) async fn done(&self, doing: &str, statement: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+        self.simple(doing, statement, true).await
+    }
+
+    async fn simple(
+        &self,
+        doing: &str,
+        statement: &str,
+        changes: bool,
+    ) -> Result<Vec<SimpleQueryRow>, Error> {
+        let asked = self.answer(changes, self.client.simple_query(statement)).await;
+        let messages = asked.map_err(|error| self.error(doing, &error))?;
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -155,12 +201,51 @@ impl Session {
 
     /// As [`Self::run`], with what the server said of it.
     pub(super) async fn try_run(&self, statements: &str) -> Result<(), tokio_postgres::Error> {
-        self.client.batch_execute(statements).await
+        self.answer(true, self.client.batch_execute(statements)).await
+    }
+
+    /// Keeps account of a statement. A connection that broke is no answer.
+    async fn answer<T>(
+        &self,
+        changes: bool,
+        asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, tokio_postgres::Error> {
+        let number = {
+            let mut statements = self.statements();
+            statements.sent += 1;
+            statements.since.get_or_insert_with(Instant::now);
+            if changes {
+                statements.changes = statements.sent;
+            }
+            statements.sent
+        };
+        let answered = asked.await;
+        if answered.as_ref().err().is_none_or(|error| error.as_db_error().is_some()) {
+            let mut statements = self.statements();
+            statements.answered = statements.answered.max(number);
+            statements.since = (statements.answered < statements.sent).then(Instant::now);
+        }
+        answered
+    }
+
+    fn statements(&self) -> MutexGuard<'_, Statements> {
+        self.statements.lock().expect("no code panics while it holds this lock")
     }
 
     /// The connection is gone; whatever is asked of it fails.
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// Its number at the server, if something that changes a thing was sent and not answered: it may still be done, at any time.
+    pub(super) fn in_doubt(&self) -> Option<i32> {
+        let statements = self.statements();
+        (statements.changes > statements.answered).then_some(self.number)
+    }
+
+    /// It owes an answer that does not come.
+    pub(super) fn is_silent(&self) -> bool {
+        self.statements().since.is_some_and(|since| since.elapsed() > LATE)
     }
 
     /// Reads all that a `COPY … TO STDOUT` gives, and says how much it was.

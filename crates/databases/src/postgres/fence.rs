@@ -25,6 +25,8 @@ const LOOK: Duration = Duration::from_millis(4);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A login that gets no answer proves nothing.
 const LOGIN: Duration = Duration::from_secs(5);
+/// A session from before that says nothing for so long is left for a new one: its connection may be gone without anybody knowing.
+const KNOWN: Duration = Duration::from_millis(500);
 
 /// Sessions of the application's logins, kept so that the next probe is one round trip.
 #[derive(Debug, Default)]
@@ -305,12 +307,13 @@ async fn try_login(part: &PostgresPart, side: Side, login: &Login) -> Result<Opt
     let known = part.probes.open.lock().await.remove(&key);
     // A session from before is the shorter way, and says the same of writes; where logins are closed, it must be dead.
     if let Some(probe) = known.filter(|probe| !probe.session.is_closed()) {
-        match attempt(&probe).await {
-            Ok(refused) => {
+        match tokio::time::timeout(KNOWN, attempt(&probe)).await {
+            Ok(Ok(refused)) => {
                 part.probes.open.lock().await.insert(key, probe);
                 return Ok(refused);
             }
-            Err(error) => tracing::debug!(%side, %error, "a session of a probe ended"),
+            Ok(Err(error)) => tracing::debug!(%side, %error, "a session of a probe ended"),
+            Err(_) => tracing::debug!(%side, "a session of a probe says nothing"),
         }
     }
     let address = part.sessions.end(side).address_of(login);

@@ -9,7 +9,7 @@ use super::schema::unlike;
 use super::stream::{Begin, Stream};
 use super::sweep;
 use rehome_part::meter::Meter;
-use rehome_part::{Error, ErrorKind, Flow, FollowReport, FollowState, Result};
+use rehome_part::{Error, ErrorKind, Flow, FollowReport, FollowState, Result, Side};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -26,6 +26,12 @@ const COMPARE: Duration = Duration::from_secs(15);
 const COUNT: Duration = Duration::from_secs(1);
 /// After a failure that may pass.
 const PAUSE: Duration = Duration::from_millis(500);
+/// A server that does not answer a small question in this time does not answer; how far it is, is not known any more.
+const SILENCE: Duration = Duration::from_secs(5);
+/// The same for what reads whole catalogs.
+const LONG_SILENCE: Duration = Duration::from_secs(30);
+/// Trouble that lasts so long is told to people.
+const TOLD: Duration = Duration::from_secs(10);
 /// Beats on their way that are remembered; beyond that only the oldest counts.
 const REMEMBERED: usize = 4096;
 
@@ -46,6 +52,7 @@ pub(super) async fn follow(
         bytes: 0,
         rows: Counted::default(),
     };
+    let mut well = Instant::now();
     loop {
         let ended = tokio::select! {
             biased;
@@ -55,7 +62,8 @@ pub(super) async fn follow(
         // What was known is not known any more.
         report.send_replace(FollowState::default());
         let Err(error) = ended else { continue };
-        if !error.is_temporary() {
+        well = follower.seen.map_or(well, |(_, seen)| well.max(seen));
+        if !error.is_temporary() || well.elapsed() > TOLD {
             return Err(error);
         }
         tracing::warn!(%error, flow = %flow, "following was interrupted");
@@ -66,6 +74,15 @@ pub(super) async fn follow(
     }
     // The server's own worker goes on: nothing piles up while nobody looks. It is switched off by the seal of a switch.
     Ok(())
+}
+
+/// Without a limit a network that swallows everything would leave the last good figures standing.
+async fn answered<T>(side: Side, within: Duration, asking: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(within, asking).await.unwrap_or_else(|_| {
+        let text = format!("the {side}'s server does not answer; nothing came within {} s", within.as_secs());
+        let hint = "see that it runs and that the network to it is whole; following goes on by itself";
+        Err(Error::temporary(ErrorKind::Network, text).on(side).hint(hint))
+    })
 }
 
 struct Follower<'a> {
@@ -94,17 +111,24 @@ struct Counted {
 impl Follower<'_> {
     async fn run(&mut self) -> Result<()> {
         self.begin().await?;
-        let mut compare_at = Instant::now();
+        let (mut compare_at, mut woken) = (Instant::now(), Instant::now());
         loop {
             if Instant::now() >= compare_at {
                 self.compare().await?;
                 compare_at = Instant::now() + COMPARE;
             }
             let round = Instant::now();
-            self.beat().await?;
-            self.look(round + BEAT).await?;
-            self.find_slot().await?;
-            self.count_rows().await?;
+            let (from, to) = (self.flow.from(), self.flow.to());
+            answered(from, SILENCE, self.beat()).await?;
+            answered(to, SILENCE, self.look(round + BEAT)).await?;
+            answered(from, SILENCE, self.find_slot()).await?;
+            answered(to, SILENCE, self.count_rows()).await?;
+            if self.sent.front().is_some_and(|(_, sent)| sent.elapsed() > SILENCE)
+                && woken.elapsed() > SILENCE
+            {
+                answered(from, SILENCE, self.stream.wake(SILENCE)).await?;
+                woken = Instant::now();
+            }
             tokio::time::sleep_until(round + BEAT).await;
         }
     }
@@ -113,13 +137,15 @@ impl Follower<'_> {
     async fn begin(&mut self) -> Result<()> {
         self.sent.clear();
         self.seen = None;
-        self.part.stream(self.flow.back()).unsubscribe().await?;
+        let back = self.part.stream(self.flow.back());
+        answered(self.flow.from(), LONG_SILENCE, back.unsubscribe()).await?;
         sweep::forget(self.part, self.flow)?;
-        let (is_there, is_on) = {
+        let state = answered(self.flow.to(), SILENCE, async {
             let to = self.part.sessions.on(self.flow.to()).await?;
-            let state = self.stream.state(&to).await?;
-            (state.is_some(), state == Some(true))
-        };
+            self.stream.state(&to).await
+        });
+        let state = state.await?;
+        let (is_there, is_on) = (state.is_some(), state == Some(true));
         if !is_there {
             self.find_slot().await?;
             self.stream.subscribe(Begin::AtSlot).await?;
@@ -172,19 +198,23 @@ impl Follower<'_> {
 
     /// Tables that were made since are taken up; what is not alike is said, and until it is, how far the other side is, is not known.
     async fn compare(&self) -> Result<()> {
-        let differences = self.part.schema().compare().await?;
+        let schema = self.part.schema();
+        let differences = answered(self.flow.to(), LONG_SILENCE, schema.compare()).await?;
         if let Some(first) = differences.first() {
             return Err(unlike(first, differences.len()));
         }
         for side in [self.flow.from(), self.flow.to()] {
-            let session = self.part.sessions.on(side).await?;
-            own::name_rows(&session, &self.part.facts).await?;
+            let naming = async {
+                let session = self.part.sessions.on(side).await?;
+                own::name_rows(&session, &self.part.facts).await
+            };
+            answered(side, LONG_SILENCE, naming).await?;
         }
-        let is_new = {
+        let publishing = async {
             let from = self.part.sessions.on(self.flow.from()).await?;
-            own::publish(&from, &self.part.names).await?
+            own::publish(&from, &self.part.names).await
         };
-        if is_new {
+        if answered(self.flow.from(), LONG_SILENCE, publishing).await? {
             self.stream.take_up_new_tables().await?;
         }
         Ok(())

@@ -1,22 +1,30 @@
-//! Sessions of a part: opened when they are wanted, kept for the next who wants one, thrown away when they are broken.
+//! Sessions of a part: opened when they are wanted, kept for the next who wants one, thrown away when they are broken or silent.
+//!
+//! A statement whose answer did not come may be on its way, or wait for a lock: it could close a side behind the statement that opens
+//! it again. So before anything else is asked of that server, the session it was sent on is ended there.
 
 use super::connect::{May, Session, connect_to};
 use crate::end::{End, Ends};
 use rehome_part::{Result, Side};
 use std::ops::Deref;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 /// Kept at most per side, beyond what is in use.
 const KEPT: usize = 8;
+/// Between two looks whether a session has ended.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The sessions of the migration's own principal, on both sides.
 #[derive(Debug)]
 pub(super) struct Sessions {
     pub ends: Ends,
     idle: Mutex<Vec<Session>>,
+    /// By the server's numbers, those whose last word is not known.
+    doubtful: Mutex<Vec<(Side, i32)>>,
 }
 
-/// A session in use; it goes back when dropped. Statements that were not waited for end before the next one's.
+/// A session in use; it goes back when dropped. Reads that were not waited for end before the next one's.
 #[derive(Debug)]
 pub(super) struct Lent<'a> {
     session: Option<Session>,
@@ -25,7 +33,7 @@ pub(super) struct Lent<'a> {
 
 impl Sessions {
     pub fn new(ends: Ends) -> Self {
-        Self { ends, idle: Mutex::default() }
+        Self { ends, idle: Mutex::default(), doubtful: Mutex::default() }
     }
 
     pub fn end(&self, side: Side) -> &End {
@@ -35,6 +43,7 @@ impl Sessions {
     /// # Errors
     /// None was left, and the server lets nobody in.
     pub async fn on(&self, side: Side) -> Result<Lent<'_>> {
+        self.end_doubts(side).await?;
         let kept = {
             let mut idle = self.idle();
             idle.retain(|session| !session.is_closed());
@@ -43,7 +52,7 @@ impl Sessions {
         };
         let session = match kept {
             Some(session) => session,
-            None => self.fresh(side).await?,
+            None => self.open(side).await?,
         };
         Ok(Lent { session: Some(session), from: self })
     }
@@ -53,9 +62,37 @@ impl Sessions {
     /// # Errors
     /// As [`Self::on`].
     pub async fn fresh(&self, side: Side) -> Result<Session> {
+        self.end_doubts(side).await?;
+        self.open(side).await
+    }
+
+    async fn open(&self, side: Side) -> Result<Session> {
         let end = self.end(side);
         tracing::debug!(%side, "a session is opened");
         Box::pin(connect_to(&end.address, end.password.as_deref(), side, May::Write)).await
+    }
+
+    /// Until no statement of ours that was given up can be done any more on a side.
+    async fn end_doubts(&self, side: Side) -> Result<()> {
+        let numbers: Vec<i32> =
+            self.doubts().iter().filter(|(of, _)| *of == side).map(|(_, number)| *number).collect();
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(%side, ?numbers, "sessions with an unknown outcome are ended");
+        let session = self.open(side).await?;
+        let statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                         WHERE pid = ANY ($1) AND usename = current_user AND application_name = 'rehome'";
+        while !session
+            .rows("end a session whose outcome is unknown", statement, &[&numbers])
+            .await?
+            .is_empty()
+        {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.doubts().retain(|(of, number)| *of != side || !numbers.contains(number));
+        self.give_back(session);
+        Ok(())
     }
 
     /// Opens sessions until so many are kept on a side.
@@ -77,11 +114,24 @@ impl Sessions {
     }
 
     fn give_back(&self, session: Session) {
+        let side = session.side();
+        if let Some(number) = session.in_doubt() {
+            self.doubts().push((side, number));
+        }
+        if session.in_doubt().is_some() || session.is_silent() {
+            // The others went the same way; better a new one than another that says nothing.
+            self.forget(side);
+            return;
+        }
         let mut idle = self.idle();
         let here = idle.iter().filter(|other| other.side() == session.side()).count();
         if !session.is_closed() && here < KEPT {
             idle.push(session);
         }
+    }
+
+    fn doubts(&self) -> MutexGuard<'_, Vec<(Side, i32)>> {
+        self.doubtful.lock().expect("no code panics while it holds this lock")
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Session>> {

@@ -131,9 +131,12 @@ impl Stream<'_> {
         if let Some(slot) = self.slot(&from).await? {
             return Ok(slot.confirmed);
         }
-        let statement = "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')";
-        let row = from.row("make a replication slot", statement, &[&self.name()]).await?;
-        row.get::<_, String>(0).parse()
+        let statement = format!(
+            "SELECT lsn::text FROM pg_create_logical_replication_slot({}, 'pgoutput')",
+            quote::literal(self.name())
+        );
+        let rows = from.done("make a replication slot", &statement).await?;
+        rows.first().and_then(|row| row.get(0)).unwrap_or_default().parse()
     }
 
     /// Ends what `writer` brings to this side and moves the slot to where the log ends then; makes it if need be. What was written
@@ -155,7 +158,7 @@ impl Stream<'_> {
             let from = self.sessions.on(self.flow.from()).await?;
             let (flushed, moved) = tokio::join!(
                 from.run("bring everything to the disk", &flush),
-                from.asked("move the slot", &moving)
+                from.done("move the slot", &moving)
             );
             flushed?;
             match moved {
@@ -174,12 +177,43 @@ impl Stream<'_> {
         self.make_slot().await
     }
 
+    /// Ends both ends of a stream through which nothing comes although something was written; the servers begin it again. After a network
+    /// has forgotten their connection each of them waits for the other, for a minute by default, and nobody else may read the slot.
+    /// Both must be waiting for the network: whoever decodes or applies much is busy and not dead.
+    pub async fn wake(&self, silent: Duration) -> Result<()> {
+        let name = quote::literal(self.name());
+        let (from, to) =
+            tokio::try_join!(self.sessions.on(self.flow.from()), self.sessions.on(self.flow.to()))?;
+        let reader = format!(
+            "FROM pg_stat_subscription s JOIN pg_stat_activity a USING (pid) WHERE s.subname = {name} AND s.relid IS NULL
+             AND a.wait_event = 'LogicalApplyMain' AND s.last_msg_receipt_time < now() - interval '{} s'",
+            silent.as_secs()
+        );
+        if to.asked("look at the follower", &format!("SELECT s.pid {reader}")).await?.is_empty() {
+            return Ok(());
+        }
+        let statement = format!(
+            "SELECT CASE WHEN a.wait_event_type IN ('Client', 'Activity') THEN pg_terminate_backend(a.pid) ELSE false END
+             FROM pg_replication_slots r JOIN pg_stat_activity a ON a.pid = r.active_pid WHERE r.slot_name = {name}"
+        );
+        let ended = from.asked("end a stream that is silent", &statement).await?;
+        if ended.first().and_then(|row| row.get(0)) == Some("f") {
+            return Ok(());
+        }
+        tracing::warn!(flow = %self.flow, "nothing comes through the stream; it is begun again");
+        to.asked("end a stream that is silent", &format!("SELECT pg_terminate_backend(s.pid) {reader}"))
+            .await
+            .map(drop)
+    }
+
     pub async fn drop_slot(&self) -> Result<()> {
         self.free_slot().await?;
         let from = self.sessions.on(self.flow.from()).await?;
-        let statement =
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
-        from.rows("drop the replication slot", statement, &[&self.name()]).await.map(drop)
+        let statement = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {}",
+            quote::literal(self.name())
+        );
+        from.done("drop the replication slot", &statement).await.map(drop)
     }
 
     /// Ends whoever reads the slot, and waits until he is gone.
@@ -262,6 +296,8 @@ fn connection(from: &End) -> String {
     add("keepalives_interval", "5");
     add("keepalives_count", "3");
     add("connect_timeout", "10");
+    // The receiving server confirms what it has every few seconds; a network that takes none of it is gone.
+    add("tcp_user_timeout", "15000");
     text
 }
 

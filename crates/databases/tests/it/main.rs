@@ -4,6 +4,7 @@
 
 mod assess;
 mod contract;
+mod cut;
 mod moved;
 mod mysql_assess;
 mod mysql_contract;

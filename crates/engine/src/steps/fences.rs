@@ -55,6 +55,10 @@ impl Step for FenceOwner {
         context.window(context.settings.fence_deadline)
     }
 
+    fn side(&self, context: &Context) -> Option<Side> {
+        Some(context.flow.from())
+    }
+
     /// The fence, unfinished uploads behind it, one refused write.
     fn trips(&self) -> Trips {
         Trips { from: 3, ..Trips::default() }
@@ -103,6 +107,10 @@ impl Step for OpenOwner {
 
     fn deadline(&self, context: &Context) -> Duration {
         context.window(Duration::from_secs(1))
+    }
+
+    fn side(&self, context: &Context) -> Option<Side> {
+        Some(context.flow.to())
     }
 
     /// The fence taken away, one write that is taken.

@@ -186,6 +186,11 @@ pub(crate) trait Step: Debug + Send + Sync {
 
     fn deadline(&self, context: &Context) -> Duration;
 
+    /// The one side it works on, if there is only one: so that people know where to look when it does not answer.
+    fn side(&self, _: &Context) -> Option<Side> {
+        None
+    }
+
     /// The calls it makes one after the other while writes wait and everything goes well; docs/design/write-pause.md says
     /// what each is for.
     fn trips(&self) -> Trips {

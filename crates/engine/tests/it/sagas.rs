@@ -3,7 +3,7 @@
 
 use crate::rig::{LONG, Plan, Rig, Running};
 use rehome_engine::{Command, CommandError, EngineError, Goal};
-use rehome_journal::{Event, Phase, Reader, SwitchOutcome};
+use rehome_journal::{Event, Phase, Reader, RunView, SwitchOutcome};
 use rehome_part::sim::Snapshot;
 use rehome_part::{Epoch, Error, ErrorKind, Side};
 
@@ -179,6 +179,32 @@ async fn an_undo_that_never_succeeds_is_said_and_never_called_a_success() {
     assert!(matches!(answer, Err(CommandError::Aborted { .. })), "{answer:?}");
     rig.check_promises();
     assert_ne!(rig.view().phase, Phase::Stuck);
+}
+
+/// A side that never was the owner keeps nobody waiting when an attempt is given up, however long it does not answer; and no engine
+/// that comes later takes the writes back.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_side_that_never_was_the_owner() {
+    for undo in ["open", "seal"] {
+        let rig = Rig::new(Plan::Nothing);
+        let engine = ready(&rig).await;
+        rig.faults.set(Plan::FailAlways(format!("before:undo:{undo}")));
+        rig.world.faults().fail("seal(forward)", 1, Error::temporary(ErrorKind::Network, "gone"));
+        drop(engine.send(Command::Switch { rehearse: false }).await);
+        let released = |view: &RunView| view.attempt.as_ref().is_some_and(|attempt| attempt.released);
+        let view = rig.until("released", released).await;
+        assert_eq!((view.owner, &*view.state), (Side::Source, "RETURNED"), "{undo}");
+        let trouble = rig.until_phase(Phase::Stuck).await.stuck.unwrap();
+        assert_eq!(trouble.step, undo);
+        assert!(trouble.what_is_true.contains("serves reads and writes"), "{}", trouble.what_is_true);
+        engine.kill().await;
+        let engine = Running::start(rig.open().await);
+        assert!(released(&rig.view()));
+        rig.faults.set(Plan::Nothing);
+        rig.until("taken back", |view| view.attempt.is_none() && view.stuck.is_none()).await;
+        rig.check_promises();
+        drop(engine);
+    }
 }
 
 /// One run that is killed at the n-th point; false when it came to its end without reaching that many.

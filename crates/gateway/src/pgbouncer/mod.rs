@@ -119,6 +119,8 @@ struct Seen {
     transactions: u64,
     /// With the moment it was seen.
     slowest_ms: Option<(Instant, f64)>,
+    /// When clients last waited for us.
+    waited: Option<Instant>,
     healthy: [Option<bool>; 2],
 }
 
@@ -144,8 +146,17 @@ impl Driver {
                 self.pause().await;
                 continue;
             }
+            self.note_wait(|waited| waited.is_some());
             self.while_open().await;
+            self.note_wait(|_| true);
             self.pause().await;
+        }
+    }
+
+    fn note_wait(&self, is_one: impl Fn(Option<Instant>) -> bool) {
+        let mut seen = self.seen.lock().expect("no code panics while it holds this lock");
+        if is_one(seen.waited) {
+            seen.waited = Some(Instant::now());
         }
     }
 
@@ -281,9 +292,17 @@ impl Driver {
     async fn look_once(&self) -> Result<(), String> {
         let console = Console::open(&self.bouncer, ANSWER).await?;
         let stats = console.stats(&self.bouncer.database).await?;
+        let settings = console.settings().await?;
+        let period = settings.get("stats_period").and_then(|text| text.parse().ok()).unwrap_or(60);
+        let period = Duration::from_secs(period);
         let mut seen = self.seen.lock().expect("no code panics while it holds this lock");
         seen.transactions = stats.transactions;
         let now = Instant::now();
+        // PgBouncer counts the time in its queue, too. What waited for us in an attempt that was given up must not keep the next one away:
+        // the period it ended in, and the one before, do not count.
+        if self.gate.mode() == Mode::Held || seen.waited.is_some_and(|waited| waited + period * 2 > now) {
+            return Ok(());
+        }
         let slowest = stats.mean_micros / 1e3 * SLOWER_THAN_MEAN;
         let stands = seen.slowest_ms.is_some_and(|(at, known)| known > slowest && at + SEEN_WITHIN > now);
         if !stands && stats.transactions > 0 {

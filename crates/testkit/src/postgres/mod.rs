@@ -169,6 +169,11 @@ impl Postgres {
         format!("postgres://{user}@socket:{}/{database}?host={}", self.port, self.folder.path().display())
     }
 
+    /// The number in the name of its socket.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Runs SQL with `psql` and returns what it printed, without decoration.
     ///
     /// # Errors
