@@ -282,7 +282,9 @@ pub fn whole(fence: &str, way: Way, protocol: &str, rounds: u32) {
     let end_with = format!("--end-with={}", std::process::id());
     let mut pauses = Vec::new();
     for round in 0..rounds {
-        let applied = stage.rehome(&["apply", "--yes", &end_with]);
+        // The run that was taken back follows still: the next time is a switch, not another run.
+        let words = if round == 0 { vec!["apply", "--yes", &end_with] } else { vec!["switch", "--yes"] };
+        let applied = stage.rehome(&words);
         assert_eq!(applied.code, 0, "round {round}: {}\n{}", applied.stdout, applied.stderr);
         stage.goes_on(&stage.target, 200);
         let there = stage.rehome(&["report", "--json"]).last_json();
