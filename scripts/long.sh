@@ -55,6 +55,12 @@ cargo build --release --quiet
 stage pause-rtt-0 demos 10 1 --objects 500 --duration 8 --reverse
 stage pause-rtt-20 demos 10 1 --objects 500 --duration 8 --rtt 20 --reverse
 stage pause-rtt-80 demos 10 1 --objects 500 --duration 8 --rtt 80 --reverse
+stage pause-postgres-0 demos 10 1 --postgres --objects 200 --duration 8 --reverse
+stage pause-postgres-20 demos 10 1 --postgres --objects 200 --duration 8 --rtt 20 --reverse
+stage pause-postgres-80 demos 10 1 --postgres --objects 200 --duration 8 --rtt 80 --reverse
+# Clients of a database under pgbench: twenty times there and back each way, and a hundred switches under the same connections.
+stage clients-20 env REHOME_LONG=20 cargo nextest run --profile long -p rehome-cli --no-capture -E 'test(/^(bouncer|front_door)::there_and_back_(under|with)/)'
+stage clients-100-switches env REHOME_ROUNDS=50 cargo nextest run --profile long -p rehome-cli --no-capture -E 'test(/^(bouncer|front_door)::there_and_back_again/)'
 stage bench-small env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 20000 4096 3
 stage bench-large env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 8 268435456 3
 # Several at a time on few cores: nothing may be lost on a busy machine either.

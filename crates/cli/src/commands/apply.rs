@@ -226,6 +226,12 @@ async fn watch(context: &Context<'_>, run: &RunFolder, from: u64, until: Until) 
         }
         return Ok(Exit::Done);
     }
+    if was_taken_back(&view) {
+        let text = format!("run {} was taken back: the source owns the writes, and is followed", run.name());
+        return Err(CliError::new(Exit::Reversed, text)
+            .hint("go there again: `rehome switch`")
+            .hint("leave it so: `rehome complete`"));
+    }
     let why = view.last_switch.as_ref().map_or_else(|| unmet_gates(&view), lines::outcome);
     Err(CliError::new(Exit::GateNotMet, format!("{}: {why}", view.phase))
         .hint("see the gates: `rehome status`"))
@@ -252,8 +258,15 @@ fn has_reached(view: &RunView, until: Until) -> bool {
     }
 }
 
+/// There and back again: the next time is a switch of the same run.
+fn was_taken_back(view: &RunView) -> bool {
+    view.stage == Stage::Reversing && view.owner == Side::Source
+}
+
 /// The engine took the goal up before we began to watch; now it is lower (gates that stay unmet, aborted attempts, a
 /// cancel), so waiting longer is no use.
 fn has_given_up(view: &RunView, until: Until) -> bool {
-    view.stage == Stage::Cancelled || (view.goal < until.goal() && !view.stage.in_switch())
+    view.stage == Stage::Cancelled
+        || (until == Until::Switched && was_taken_back(view))
+        || (view.goal < until.goal() && !view.stage.in_switch())
 }

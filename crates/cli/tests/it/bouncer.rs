@@ -292,6 +292,11 @@ pub fn whole(fence: &str, way: Way, protocol: &str, rounds: u32) {
         let reversed = stage.rehome(&["reverse", "--yes"]);
         assert_eq!(reversed.code, 21, "round {round}: {}\n{}", reversed.stdout, reversed.stderr);
         stage.goes_on(&stage.source, 200);
+        if round == 0 {
+            let again = stage.rehome(&["apply", "--yes"]);
+            assert_eq!(again.code, 21, "{}\n{}", again.stdout, again.stderr);
+            assert!(again.stderr.contains("go there again: `rehome switch`"), "{}", again.stderr);
+        }
         pauses.extend([there["write_pause_ms"].to_string(), pause()]);
     }
 
