@@ -22,3 +22,4 @@ mod replicated;
 mod support;
 mod tls;
 mod verify;
+mod versions;
