@@ -109,15 +109,14 @@ impl Tools {
         let output = ended(command, "pg_restore").await?;
         succeeded("pg_restore", &output)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        // Words for psql, not for a server; there are no rows in it that could begin so.
-        Ok(text
-            .lines()
-            .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
-            .fold(String::with_capacity(text.len()), |mut kept, line| {
+        Ok(text.lines().filter(|line| is_for_any_server(line)).fold(
+            String::with_capacity(text.len()),
+            |mut kept, line| {
                 kept.push_str(line);
                 kept.push('\n');
                 kept
-            }))
+            },
+        ))
     }
 
     fn command(&self, program: &str) -> Command {
@@ -126,6 +125,11 @@ impl Tools {
         command.env("LC_ALL", "C");
         command
     }
+}
+
+/// Words for psql are not for a server, and a setting that 17 brought is not for an older one; there are no rows here that could begin so.
+fn is_for_any_server(line: &str) -> bool {
+    !["\\restrict", "\\unrestrict", "SET transaction_timeout = 0;"].iter().any(|word| line.starts_with(word))
 }
 
 /// A database's name that is not read as a connection string.

@@ -100,7 +100,7 @@ impl Rig for PostgresRig {
         };
         let ends = Ends { source: end(Side::Source), target: end(Side::Target) };
         let part = PostgresPart::new("items", ends, self.servers.fence, self.folder.path()).unwrap();
-        self.servers.versions.with_tools(part)
+        self.servers.versions.part(part)
     }
 
     async fn write(&self, side: Side, key: &str, content: &[u8]) -> Result<(), Refused> {

@@ -66,7 +66,7 @@ impl Two {
         };
         let ends = Ends { source: end(&self.source), target: end(&self.target) };
         let part = PostgresPart::new("shop", ends, FenceMeans::Writes, self.folder.path()).unwrap();
-        self.versions.with_tools(part)
+        self.versions.part(part)
     }
 
     async fn copied(&self) -> CopySummary {

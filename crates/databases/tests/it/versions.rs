@@ -1,10 +1,13 @@
 //! Moves between versions: from each to itself and to every newer one. Two pairs in an ordinary run; with `REHOME_LONG=1` all of them, and
 //! the whole suite that every part passes for those where most is different.
 
-use crate::support::Versions;
+use crate::support::*;
 use crate::{contract, moved};
 use rehome_databases::FenceMeans;
-use rehome_databases::postgres::VERSIONS;
+use rehome_databases::postgres::{VERSIONS, assess, fits};
+use rehome_part::{Severity, Side};
+use rehome_testkit::postgres::{Postgres, programs_of_or_skip};
+use std::time::Duration;
 
 /// Quick, and between them the oldest, the newest, and one whose programs are Debian's.
 const USUAL: [(i32, i32); 2] = [(12, 15), (15, 18)];
@@ -49,4 +52,27 @@ from! {
     from_16 16,
     from_17 17,
     from_18 18,
+}
+
+/// What it writes for a server of its own time is not all for an older one.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_newer_pg_dump() {
+    let Some(versions) = Versions::of(15, 15).and_then(|versions| versions.with_tools(18)) else { return };
+    moved::there_and_back(versions).await;
+}
+
+/// What bounds those who follow has another name since 18, and a default of its own.
+#[tokio::test]
+async fn a_target_without_room_for_a_follower_is_found() {
+    for (version, setting) in [(15, "max_replication_slots"), (18, "max_active_replication_origins")] {
+        let Some(programs) = programs_of_or_skip(version) else { continue };
+        let server = Postgres::start(&programs, &[(setting, "2")]).unwrap();
+        let source = session(&server, "postgres", "postgres", Side::Source).await;
+        let assessed = assess(&source, Duration::ZERO).await.unwrap();
+        let target = session(&server, "postgres", "template1", Side::Target).await;
+        let found = fits(&assessed, &target).await.unwrap();
+        let blocker = found.iter().find(|found| found.id == "replication-origins").unwrap();
+        assert_eq!(blocker.severity, Severity::Blocker);
+        assert!(blocker.remedy.as_ref().unwrap().contains(setting), "{blocker:?}");
+    }
 }

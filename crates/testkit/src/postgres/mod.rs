@@ -4,7 +4,7 @@
 mod process;
 mod versions;
 
-pub use versions::{programs_of, programs_of_or_skip};
+pub use versions::{major_of, programs_of, programs_of_or_skip};
 
 pub use process::{APPLICATION, DATABASE, MIGRATION, PostgresConfig, main};
 

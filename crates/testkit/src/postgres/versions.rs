@@ -35,6 +35,17 @@ fn is_on_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
+/// The major version of a server's programs.
+///
+/// # Errors
+/// It does not run, or says something else.
+pub fn major_of(programs: &Path) -> io::Result<i32> {
+    let output = Command::new(programs.join("postgres")).arg("--version").output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let major = text.split_whitespace().nth(2).and_then(|version| version.split('.').next()?.parse().ok());
+    major.ok_or_else(|| io::Error::other(format!("`{text}` is no version of a server")))
+}
+
 /// The folder of a client program: a server that came alone is asked with that of the machine.
 ///
 /// # Errors
