@@ -77,7 +77,7 @@ impl Two {
     }
 
     /// Follows while the giving side is written to, and switches to the other side; nobody says when the last write is.
-    async fn switched(&self, flow: Flow) {
+    async fn switched(&self, flow: Flow, writes: &'static str) {
         let part = self.part();
         let (report, mut state) = watch::channel(FollowState::default());
         let stop = CancellationToken::new();
@@ -87,7 +87,7 @@ impl Two {
         });
         let writer = tokio::task::spawn_blocking({
             let from = Arc::clone(self.on(flow.from()));
-            move || from.sql("shop", WRITES)
+            move || from.sql("shop", writes)
         });
         let followed = state.wait_for(|state| state.changes_applied > 100);
         tokio::time::timeout(Duration::from_secs(30), followed).await.unwrap().unwrap();
@@ -144,7 +144,7 @@ impl Two {
 pub async fn there_and_back(versions: Versions) {
     let two = Two::start(versions);
     assert_eq!(two.copied().await.objects, 2 + 50 + 50);
-    two.switched(Flow::Forward).await;
+    two.switched(Flow::Forward, WRITES).await;
 
     assert_eq!(two.same("SELECT count(*) > 70, max(id) > 70 FROM orders"), "t|t");
     two.same("SELECT count(*), max(id) FROM orders");
@@ -159,7 +159,7 @@ pub async fn there_and_back(versions: Versions) {
     let noted = "SELECT count(*) FROM log WHERE at = (SELECT max(id) FROM orders)";
     assert_eq!(two.target.sql("shop", noted).unwrap(), "1");
 
-    two.switched(Flow::Reverse).await;
+    two.switched(Flow::Reverse, WRITES).await;
     two.same("SELECT count(*), max(id) FROM orders");
     assert_eq!(two.same("SELECT count(*) FROM customers"), "3");
     two.same_besides_rows();
@@ -167,6 +167,45 @@ pub async fn there_and_back(versions: Versions) {
 
     two.part().retire(Side::Source).await.unwrap();
     assert_eq!(two.same("SELECT relreplident FROM pg_class WHERE relname = 'log'"), "d");
+}
+
+/// Large enough that its keys come after its rows, where the target's version lets them.
+const LARGE: &str = "SET ROLE shop;
+    CREATE TABLE large (id bigint PRIMARY KEY, code text NOT NULL UNIQUE, changed int NOT NULL DEFAULT 0, filler text NOT NULL);
+    INSERT INTO large SELECT n, 'code ' || n, 0, repeat('x', 700) FROM generate_series(1, 60000) n;
+    ANALYZE large";
+const LARGE_WRITES: &str = "DO $$ BEGIN LOOP
+        UPDATE public.large SET changed = changed + 1 WHERE id IN (1, 2, 1 + (random() * 59990)::bigint);
+        DELETE FROM public.large WHERE id = 1 + (random() * 59990)::bigint AND id > 2;
+        COMMIT; PERFORM pg_sleep(0.002);
+    END LOOP; END $$";
+
+/// A large table that changes all the while it is copied.
+pub async fn large(versions: Versions, keys_after_rows: bool) {
+    let two = Two::start(versions);
+    two.source.sql("shop", LARGE).unwrap();
+    let writer = tokio::task::spawn_blocking({
+        let source = Arc::clone(&two.source);
+        move || source.sql("shop", LARGE_WRITES)
+    });
+    let part = two.part();
+    part.prepare().await.unwrap();
+    let keys = "SELECT count(*) FROM pg_index WHERE indrelid = 'large'::regclass";
+    assert_eq!(two.target.sql("shop", keys).unwrap(), if keys_after_rows { "0" } else { "2" });
+    part.fence(Side::Target).await.unwrap();
+    let copied = part.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new());
+    tokio::time::timeout(Duration::from_secs(100), copied).await.unwrap().unwrap();
+    assert_eq!(two.same(keys), "2");
+    assert_eq!(two.same("SELECT relreplident FROM pg_class WHERE relname = 'large'"), "d");
+    two.switched(Flow::Forward, LARGE_WRITES).await;
+    assert!(writer.await.unwrap().is_err(), "the writer passed the fence");
+    assert_eq!(two.same("SELECT count(*) < 60000, min(changed), max(changed) > 100 FROM large"), "t|0|t");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_table_gets_its_keys_after_its_rows() {
+    let Some(versions) = Versions::own() else { return };
+    large(versions, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,6 +28,9 @@ async fn moves_from(source: i32) {
         let Some(versions) = Versions::of(source, target) else { continue };
         eprintln!("PostgreSQL {source} to {target}");
         moved::there_and_back(versions.clone()).await;
+        if is_long() && source == target {
+            moved::large(versions.clone(), target >= 14).await;
+        }
         if is_long() && WHOLE_LIVES.contains(&(source, target)) {
             let lived = contract::lives(versions, FenceMeans::Writes).await;
             lived.unwrap_or_else(|why| panic!("{source} to {target}: {why}"));
