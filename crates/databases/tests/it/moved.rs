@@ -174,9 +174,10 @@ const LARGE: &str = "SET ROLE shop;
     CREATE TABLE large (id bigint PRIMARY KEY, code text NOT NULL UNIQUE, changed int NOT NULL DEFAULT 0, filler text NOT NULL);
     INSERT INTO large SELECT n, 'code ' || n, 0, repeat('x', 700) FROM generate_series(1, 60000) n;
     ANALYZE large";
-const LARGE_WRITES: &str = "DO $$ BEGIN LOOP
-        UPDATE public.large SET changed = changed + 1 WHERE id IN (1, 2, 1 + (random() * 59990)::bigint);
-        DELETE FROM public.large WHERE id = 1 + (random() * 59990)::bigint AND id > 2;
+const LARGE_WRITES: &str = "DO $$ DECLARE one bigint; other bigint; BEGIN LOOP
+        one := 3 + (random() * 59990)::bigint; other := 3 + (random() * 59990)::bigint;
+        UPDATE public.large SET changed = changed + 1 WHERE id IN (1, 2, one);
+        DELETE FROM public.large WHERE id = other;
         COMMIT; PERFORM pg_sleep(0.002);
     END LOOP; END $$";
 
@@ -199,7 +200,7 @@ pub async fn large(versions: Versions, keys_after_rows: bool) {
     assert_eq!(two.same("SELECT relreplident FROM pg_class WHERE relname = 'large'"), "d");
     two.switched(Flow::Forward, LARGE_WRITES).await;
     assert!(writer.await.unwrap().is_err(), "the writer passed the fence");
-    assert_eq!(two.same("SELECT count(*) < 60000, min(changed), max(changed) > 100 FROM large"), "t|0|t");
+    assert_eq!(two.same("SELECT count(*) < 60000, min(changed), max(changed) > 20 FROM large"), "t|0|t");
 }
 
 #[tokio::test(flavor = "multi_thread")]
