@@ -209,6 +209,45 @@ async fn a_large_table_gets_its_keys_after_its_rows() {
     large(versions, true).await;
 }
 
+/// Nobody is there to make the keys when the rows are: the changes that want them fail, and come when the keys do.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_nobody_made_are_made_by_whoever_comes_next() {
+    let Some(versions) = Versions::own() else { return };
+    let two = Two::start(versions);
+    two.source.sql("shop", LARGE).unwrap();
+    let writer = tokio::task::spawn_blocking({
+        let source = Arc::clone(&two.source);
+        move || source.sql("shop", LARGE_WRITES)
+    });
+    let part = two.part();
+    part.prepare().await.unwrap();
+    part.fence(Side::Target).await.unwrap();
+    // Killed as soon as the server copies by itself.
+    let killed = part.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new());
+    let subscribed = async {
+        while two.target.sql("shop", "SELECT count(*) FROM pg_subscription").unwrap() == "0" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = subscribed => {}
+        ended = killed => panic!("too quick to be killed: {ended:?}"),
+    }
+    let state = "SELECT count(*) FROM pg_subscription_rel WHERE srrelid = 'large'::regclass AND srsubstate NOT IN ('i', 'd')";
+    while two.target.sql("shop", state).unwrap() == "0" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let keys = "SELECT count(*) FROM pg_index WHERE indrelid = 'large'::regclass";
+    assert_eq!(two.target.sql("shop", keys).unwrap(), "0");
+    let copied = two.part();
+    let copied = copied.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new());
+    tokio::time::timeout(Duration::from_secs(100), copied).await.unwrap().unwrap();
+    assert_eq!(two.same(keys), "2");
+    two.switched(Flow::Forward, LARGE_WRITES).await;
+    assert!(writer.await.unwrap().is_err(), "the writer passed the fence");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_rows_moves_too() {
     let Some(versions) = Versions::own() else { return };
