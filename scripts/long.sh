@@ -63,6 +63,7 @@ stage clients-20 env REHOME_LONG=20 cargo nextest run --profile long -p rehome-c
 stage clients-100-switches env REHOME_ROUNDS=50 cargo nextest run --profile long -p rehome-cli --no-capture -E 'test(/^(bouncer|front_door)::there_and_back_again/)'
 stage bench-small env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 20000 4096 3
 stage bench-large env RCLONE=.tools/bin/rclone crates/objects/benches/copy-vs-rclone.sh 8 268435456 3
+stage bench-database-copy crates/databases/benches/copy.py "$rehome"
 # Several at a time on few cores: nothing may be lost on a busy machine either.
 stage demo-forward demos 50 3 --objects 500 --duration 8
 stage demo-reverse demos 50 3 --objects 500 --duration 8 --reverse
@@ -72,6 +73,8 @@ stage crash-matrix env REHOME_LONG=20 cargo nextest run --profile long -p rehome
 stage cut-matrix cuts
 stage sabotage-matrix env REHOME_LONG=10 cargo nextest run --profile long -p rehome-cli -E 'test(/^sabotage::/)'
 stage gateway-220000-requests env REHOME_LONG=1 cargo nextest run -p rehome-gateway -E 'test(weights_move_under)'
+stage postgres-versions scripts/postgres_versions.sh
+stage postgres-version-matrix env REHOME_LONG=1 cargo nextest run --profile long -p rehome-databases -E 'test(/^versions::/)'
 stage five-gibibytes scripts/five_gibibytes.sh "$rehome"
 stage fuzz-migration-file scripts/fuzz.sh migration_file 600
 stage fuzz-control-protocol scripts/fuzz.sh control_protocol 300

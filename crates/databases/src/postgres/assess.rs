@@ -570,6 +570,7 @@ pub async fn fits(source: &Assessed, target: &Session) -> Result<Vec<Finding>, E
             "Install their packages on the target, or do without them on the source.",
         );
     }
+    origins(target, &mut found).await?;
     let mut unheard = Findings::of(target.side());
     let held = tables(target, &mut unheard).await?;
     if held.count > 0 {
@@ -583,4 +584,23 @@ pub async fn fits(source: &Assessed, target: &Session) -> Result<Vec<Finding>, E
         found.note("target-empty", "no table is there yet");
     }
     Ok(found.all)
+}
+
+/// Who follows remembers how far he is in an origin of his own, and so does each table while it is copied.
+async fn origins(target: &Session, found: &mut Findings) -> Result<(), Error> {
+    // Before version 18 they are as many as slots.
+    let statement = "
+        SELECT coalesce(own, current_setting('max_replication_slots'))::int4, own IS NOT NULL,
+               (SELECT count(*) FROM pg_replication_origin)::int8
+        FROM current_setting('max_active_replication_origins', true) own";
+    let row = target.row("read the replication origins", statement, &[]).await?;
+    let (most, has_own, used): (i32, bool, i64) = (row.get(0), row.get(1), row.get(2));
+    if i64::from(most) - used < 3 {
+        let setting = if has_own { "max_active_replication_origins" } else { "max_replication_slots" };
+        let text = format!("{used} of {most} replication origins are taken, the copy wants three");
+        let remedy =
+            format!("Raise {setting} by five and restart, or drop the subscriptions that nobody uses.");
+        found.block("replication-origins", text, &remedy);
+    }
+    Ok(())
 }

@@ -109,15 +109,14 @@ impl Tools {
         let output = ended(command, "pg_restore").await?;
         succeeded("pg_restore", &output)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        // Words for psql, not for a server; there are no rows in it that could begin so.
-        Ok(text
-            .lines()
-            .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
-            .fold(String::with_capacity(text.len()), |mut kept, line| {
+        Ok(text.lines().filter(|line| is_for_any_server(line)).fold(
+            String::with_capacity(text.len()),
+            |mut kept, line| {
                 kept.push_str(line);
                 kept.push('\n');
                 kept
-            }))
+            },
+        ))
     }
 
     fn command(&self, program: &str) -> Command {
@@ -126,6 +125,11 @@ impl Tools {
         command.env("LC_ALL", "C");
         command
     }
+}
+
+/// Words for psql are not for a server, and a setting that 17 brought is not for an older one; there are no rows here that could begin so.
+fn is_for_any_server(line: &str) -> bool {
+    !["\\restrict", "\\unrestrict", "SET transaction_timeout = 0;"].iter().any(|word| line.starts_with(word))
 }
 
 /// A database's name that is not read as a connection string.
@@ -200,12 +204,19 @@ pub(super) fn is_wanted_early(entry: &str, identities: &[String]) -> bool {
     }
 }
 
-/// The names of indexes that name rows without being a primary key.
+/// Is this a constraint with an index of its own on that table?
+pub(super) fn is_key_of(entry: &str, schema: &str, table: &str) -> bool {
+    kind_of(entry) == "CONSTRAINT" && entry.contains(&format!(" CONSTRAINT {schema} {table} "))
+}
+
+/// The names of indexes that name rows, or have to where there is no primary key.
 pub(super) async fn identities(session: &Session) -> Result<Vec<String>> {
     let statement = "
         SELECT x.relname::text FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
         JOIN pg_catalog.pg_class c ON c.oid = i.indrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        WHERE i.indisunique AND i.indimmediate AND NOT i.indisprimary AND n.nspname !~ '^pg_'";
+        WHERE i.indisunique AND i.indimmediate AND NOT i.indisprimary AND n.nspname !~ '^pg_'
+          AND (i.indisreplident OR NOT EXISTS (
+               SELECT 1 FROM pg_catalog.pg_index k WHERE k.indrelid = i.indrelid AND k.indisprimary AND k.indimmediate))";
     let rows = session.rows("read the indexes", statement, &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
@@ -228,6 +239,8 @@ mod tests {
         }
         assert!(is_ours("1; 2620 1 TRIGGER public orders rehome_fence shop"));
         assert!(is_wanted_early("3200; 2606 16395 CONSTRAINT public orders orders_pkey shop", &[]));
+        assert!(is_key_of("3200; 2606 16395 CONSTRAINT public orders orders_pkey shop", "public", "orders"));
+        assert!(!is_key_of("3200; 2606 16395 CONSTRAINT public orders orders_pkey shop", "public", "order"));
         assert!(!is_wanted_early("3310; 2606 16400 FK CONSTRAINT public lines lines_order_fkey shop", &[]));
     }
 }

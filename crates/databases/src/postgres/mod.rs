@@ -7,6 +7,7 @@ mod copy;
 mod dump;
 mod fence;
 mod follow;
+mod keys;
 mod lsn;
 mod own;
 mod part;

@@ -2,6 +2,7 @@
 //! trigger on every table (asleep until the fence wakes it), what names rows where nothing did, a publication of all tables.
 
 use super::connect::Session;
+use super::keys;
 use super::quote;
 use crate::end::Ends;
 use crate::facts::Facts;
@@ -212,7 +213,11 @@ fn nameless() -> String {
 /// Gives every table something that names its rows, before a publication would refuse its updates for want of it. What was
 /// there is remembered first.
 pub(super) async fn name_rows(session: &Session, facts: &Facts) -> Result<()> {
-    let rows = session.rows("read how tables name their rows", &nameless(), &[]).await?;
+    let mut rows = session.rows("read how tables name their rows", &nameless(), &[]).await?;
+    if session.side() == Side::Target {
+        let awaited = keys::awaited(facts)?;
+        rows.retain(|row| !awaited.contains(&row.get(0)));
+    }
     if rows.is_empty() {
         return Ok(());
     }

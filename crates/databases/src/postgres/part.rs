@@ -202,8 +202,9 @@ impl Part for PostgresPart {
                 // What we made ourselves, or copied, is not in the way.
                 let is_ours = self.stream(Flow::Forward).state(&target).await?.is_some();
                 let found = fits(&assessed, &target).await?;
-                findings
-                    .extend(found.into_iter().filter(|found| !(is_ours && found.id == "target-not-empty")));
+                let by_us =
+                    |found: &Finding| matches!(&*found.id, "target-not-empty" | "replication-origins");
+                findings.extend(found.into_iter().filter(|found| !(is_ours && by_us(found))));
                 Some(target)
             }
             Err(error) if error.kind == ErrorKind::NotFound => {

@@ -3,6 +3,7 @@
 
 use super::connect::Session;
 use super::dump::{self, Tools};
+use super::keys;
 use super::quote;
 use super::sessions::Sessions;
 use super::tables;
@@ -135,6 +136,7 @@ impl Schema<'_> {
         let mut entries = tools.list(&self.file(), "pre-data").await?;
         let late = tools.list(&self.file(), "post-data").await?;
         entries.extend(late.into_iter().filter(|entry| dump::is_wanted_early(entry, &identities)));
+        let entries = keys::put_off((&source, &target), self.facts, (&tools, &self.file()), entries).await?;
         let statements = tools.statements(&self.file(), &entries).await?;
         drop(target);
         // A session of its own: the script sets things as it likes them.
@@ -186,6 +188,7 @@ impl Schema<'_> {
             }
         }
         self.facts.forget(BEFORE)?;
+        keys::forget(self.facts)?;
         if self.facts.get(CREATED).is_some() {
             self.sessions.forget(Side::Target);
             let end = self.sessions.end(Side::Target);

@@ -27,16 +27,17 @@ struct Servers {
     target: Postgres,
     used: AtomicU32,
     fence: FenceMeans,
+    versions: Versions,
 }
 
 impl Servers {
-    fn start(fence: FenceMeans) -> Option<Arc<Self>> {
-        let (source, target) = (server(&SETTINGS)?, server(&SETTINGS)?);
+    fn start(versions: Versions, fence: FenceMeans) -> Arc<Self> {
+        let (source, target) = versions.start(&SETTINGS);
         source.sql("postgres", "CREATE ROLE shop LOGIN").unwrap();
         for server in [&source, &target] {
             server.sql("postgres", "CREATE ROLE rehome SUPERUSER LOGIN").unwrap();
         }
-        Some(Arc::new(Self { source, target, used: AtomicU32::new(0), fence }))
+        Arc::new(Self { source, target, used: AtomicU32::new(0), fence, versions })
     }
 
     fn on(&self, side: Side) -> &Postgres {
@@ -98,7 +99,8 @@ impl Rig for PostgresRig {
             ..End::new(self.address(side, "rehome"), None)
         };
         let ends = Ends { source: end(Side::Source), target: end(Side::Target) };
-        Arc::new(PostgresPart::new("items", ends, self.servers.fence, self.folder.path()).unwrap())
+        let part = PostgresPart::new("items", ends, self.servers.fence, self.folder.path()).unwrap();
+        self.servers.versions.part(part)
     }
 
     async fn write(&self, side: Side, key: &str, content: &[u8]) -> Result<(), Refused> {
@@ -186,18 +188,23 @@ impl Rig for PostgresRig {
     }
 }
 
+/// Every case of the suite between servers of these versions.
+///
+/// # Errors
+/// The cases that failed.
+pub async fn lives(versions: Versions, fence: FenceMeans) -> Result<(), String> {
+    let servers = Servers::start(versions, fence);
+    check(async || PostgresRig::new(servers.clone()), &Options::default()).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_closed_to_writes_lives_as_every_part_does() {
-    let Some(servers) = Servers::start(FenceMeans::Writes) else { return };
-    check(async || PostgresRig::new(servers.clone()), &Options::default())
-        .await
-        .unwrap_or_else(|why| panic!("{why}"));
+    let Some(versions) = Versions::own() else { return };
+    lives(versions, FenceMeans::Writes).await.unwrap_or_else(|why| panic!("{why}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_closed_to_logins_lives_as_every_part_does() {
-    let Some(servers) = Servers::start(FenceMeans::Logins) else { return };
-    check(async || PostgresRig::new(servers.clone()), &Options::default())
-        .await
-        .unwrap_or_else(|why| panic!("{why}"));
+    let Some(versions) = Versions::own() else { return };
+    lives(versions, FenceMeans::Logins).await.unwrap_or_else(|why| panic!("{why}"));
 }

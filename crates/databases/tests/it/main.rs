@@ -23,3 +23,4 @@ mod replicated;
 mod support;
 mod tls;
 mod verify;
+mod versions;

@@ -24,16 +24,24 @@ const SCHEMA: &str = "
     INSERT INTO customers (name) VALUES ('a'), ('b');
     INSERT INTO orders (customer) SELECT 1 FROM generate_series(1, 50);";
 
+/// Writes until the fence ends it: new rows, changed rows, and rows that nothing names.
+const WRITES: &str = "DO $$ BEGIN LOOP
+        INSERT INTO public.orders (customer) VALUES (2);
+        UPDATE public.orders SET state = 'paid' WHERE id = 10 + (random() * 40)::bigint;
+        UPDATE public.log SET text = text || '.' WHERE at = 20 + (random() * 20)::int;
+        COMMIT; PERFORM pg_sleep(0.01);
+    END LOOP; END $$";
+
 struct Two {
-    source: Postgres,
-    target: Postgres,
+    source: Arc<Postgres>,
+    target: Arc<Postgres>,
     folder: tempfile::TempDir,
+    versions: Versions,
 }
 
 impl Two {
-    fn start() -> Option<Self> {
-        let settings = [("wal_retrieve_retry_interval", "50ms")];
-        let (source, target) = (server(&settings)?, server(&settings)?);
+    fn start(versions: Versions) -> Self {
+        let (source, target) = versions.start(&[("wal_retrieve_retry_interval", "50ms")]);
         for server in [&source, &target] {
             server.sql("postgres", "CREATE ROLE rehome SUPERUSER LOGIN").unwrap();
         }
@@ -41,7 +49,14 @@ impl Two {
         source.sql("postgres", roles).unwrap();
         source.sql("postgres", "CREATE DATABASE shop OWNER shop").unwrap();
         source.sql("shop", SCHEMA).unwrap();
-        Some(Self { source, target, folder: tempfile::tempdir().unwrap() })
+        Self { source: source.into(), target: target.into(), folder: tempfile::tempdir().unwrap(), versions }
+    }
+
+    fn on(&self, side: Side) -> &Arc<Postgres> {
+        match side {
+            Side::Source => &self.source,
+            Side::Target => &self.target,
+        }
     }
 
     fn part(&self) -> Arc<dyn Part> {
@@ -50,7 +65,8 @@ impl Two {
             ..End::new(address(server, "rehome", "shop"), None)
         };
         let ends = Ends { source: end(&self.source), target: end(&self.target) };
-        Arc::new(PostgresPart::new("shop", ends, FenceMeans::Writes, self.folder.path()).unwrap())
+        let part = PostgresPart::new("shop", ends, FenceMeans::Writes, self.folder.path()).unwrap();
+        self.versions.part(part)
     }
 
     async fn copied(&self) -> CopySummary {
@@ -60,6 +76,44 @@ impl Two {
         part.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new()).await.unwrap()
     }
 
+    /// Follows while the giving side is written to, and switches to the other side; nobody says when the last write is.
+    async fn switched(&self, flow: Flow, writes: &'static str) {
+        let part = self.part();
+        let (report, mut state) = watch::channel(FollowState::default());
+        let stop = CancellationToken::new();
+        let following = tokio::spawn({
+            let (part, stop) = (self.part(), stop.clone());
+            async move { part.follow(flow, report, stop).await }
+        });
+        let writer = tokio::task::spawn_blocking({
+            let from = Arc::clone(self.on(flow.from()));
+            move || from.sql("shop", writes)
+        });
+        let followed = state.wait_for(|state| state.changes_applied > 100);
+        tokio::time::timeout(Duration::from_secs(30), followed).await.unwrap().unwrap();
+        // Nothing names a row of the log, and it is changed all the same.
+        let changes = "INSERT INTO orders (customer) SELECT 2 FROM generate_series(1, 20); UPDATE log SET text = 'seen' WHERE at = 50;
+                       DELETE FROM log WHERE at = 49; UPDATE orders SET state = 'paid' WHERE id = 3";
+        self.on(flow.from()).sql("shop", changes).unwrap();
+        part.warm(flow).await.unwrap();
+        part.fence(flow.from()).await.unwrap();
+        assert!(writer.await.unwrap().is_err(), "the writer passed the fence");
+        let late = "SET ROLE shop; INSERT INTO customers (name) VALUES ('late')";
+        assert!(self.on(flow.from()).sql("shop", late).is_err());
+        let position = part.head(flow).await.unwrap();
+        let marker = Marker { epoch: Epoch::FIRST, nonce: format!("moved {flow}") };
+        part.mark(flow, &marker).await.unwrap();
+        let drained = part.drain(flow, &position, &marker, CancellationToken::new());
+        tokio::time::timeout(Duration::from_secs(30), drained).await.unwrap().unwrap();
+        stop.cancel();
+        following.await.unwrap().unwrap();
+        let compared =
+            part.verify(flow, Scope::Full, Arc::new(Unseen), CancellationToken::new()).await.unwrap();
+        assert!(compared.is_equal(), "{compared:?}");
+        part.seal(flow).await.unwrap();
+        part.unfence(flow.to()).await.unwrap();
+    }
+
     /// On both sides.
     fn same(&self, statement: &str) -> String {
         let (here, there) =
@@ -67,63 +121,143 @@ impl Two {
         assert_eq!(here, there, "{statement}");
         here
     }
+
+    fn same_besides_rows(&self) {
+        // Since version 18 a column that may not be null has a constraint of its own.
+        self.same(
+            "SELECT conname, contype FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n' ORDER BY 1",
+        );
+        self.same(
+            "SELECT tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal AND tgname <> 'rehome_fence'",
+        );
+        // What an owner may is more from version to version.
+        self.same(
+            "SELECT a.grantee::regrole, a.privilege_type FROM pg_class c, aclexplode(c.relacl) a
+             WHERE c.relname = 'orders' AND a.grantee <> c.relowner",
+        );
+        self.same("SELECT rolname, rolcanlogin, rolpassword FROM pg_authid WHERE rolname IN ('shop', 'readers', 'reports') ORDER BY 1");
+        self.same("SELECT pg_has_role('reports', 'readers', 'MEMBER')");
+    }
+}
+
+/// There under writes, and back under writes.
+pub async fn there_and_back(versions: Versions) {
+    let two = Two::start(versions);
+    assert_eq!(two.copied().await.objects, 2 + 50 + 50);
+    two.switched(Flow::Forward, WRITES).await;
+
+    assert_eq!(two.same("SELECT count(*) > 70, max(id) > 70 FROM orders"), "t|t");
+    two.same("SELECT count(*), max(id) FROM orders");
+    assert_eq!(two.same("SELECT count(*) FROM log WHERE text = 'seen' OR at = 49"), "1");
+    assert_eq!(two.same("SELECT id FROM paid WHERE id < 10"), "3");
+    two.same_besides_rows();
+    // The application writes on the new owner: numbers go on behind the old ones, and its trigger fires once.
+    let next = "SET ROLE shop; INSERT INTO orders (customer) VALUES (1) RETURNING id - (SELECT max(id) FROM orders) BETWEEN 1 AND 200";
+    assert_eq!(two.target.sql("shop", next).unwrap(), "t");
+    let customer = "SET ROLE shop; INSERT INTO customers (name) VALUES ('c') RETURNING id > 2";
+    assert_eq!(two.target.sql("shop", customer).unwrap(), "t");
+    let noted = "SELECT count(*) FROM log WHERE at = (SELECT max(id) FROM orders)";
+    assert_eq!(two.target.sql("shop", noted).unwrap(), "1");
+
+    two.switched(Flow::Reverse, WRITES).await;
+    two.same("SELECT count(*), max(id) FROM orders");
+    assert_eq!(two.same("SELECT count(*) FROM customers"), "3");
+    two.same_besides_rows();
+    assert_eq!(two.source.sql("shop", next).unwrap(), "t");
+
+    two.part().retire(Side::Source).await.unwrap();
+    assert_eq!(two.same("SELECT relreplident FROM pg_class WHERE relname = 'log'"), "d");
+}
+
+/// Large enough that its keys come after its rows, where the target's version lets them.
+const LARGE: &str = "SET ROLE shop;
+    CREATE TABLE large (id bigint PRIMARY KEY, code text NOT NULL UNIQUE, changed int NOT NULL DEFAULT 0, filler text NOT NULL);
+    INSERT INTO large SELECT n, 'code ' || n, 0, repeat('x', 700) FROM generate_series(1, 60000) n;
+    ANALYZE large";
+const LARGE_WRITES: &str = "DO $$ DECLARE one bigint; other bigint; BEGIN LOOP
+        one := 3 + (random() * 59990)::bigint; other := 3 + (random() * 59990)::bigint;
+        UPDATE public.large SET changed = changed + 1 WHERE id IN (1, 2, one);
+        DELETE FROM public.large WHERE id = other;
+        COMMIT; PERFORM pg_sleep(0.002);
+    END LOOP; END $$";
+
+/// A large table that changes all the while it is copied.
+pub async fn large(versions: Versions, keys_after_rows: bool) {
+    let two = Two::start(versions);
+    two.source.sql("shop", LARGE).unwrap();
+    let writer = tokio::task::spawn_blocking({
+        let source = Arc::clone(&two.source);
+        move || source.sql("shop", LARGE_WRITES)
+    });
+    let part = two.part();
+    part.prepare().await.unwrap();
+    let keys = "SELECT count(*) FROM pg_index WHERE indrelid = 'large'::regclass";
+    assert_eq!(two.target.sql("shop", keys).unwrap(), if keys_after_rows { "0" } else { "2" });
+    part.fence(Side::Target).await.unwrap();
+    let copied = part.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new());
+    tokio::time::timeout(Duration::from_secs(100), copied).await.unwrap().unwrap();
+    assert_eq!(two.same(keys), "2");
+    assert_eq!(two.same("SELECT relreplident FROM pg_class WHERE relname = 'large'"), "d");
+    two.switched(Flow::Forward, LARGE_WRITES).await;
+    assert!(writer.await.unwrap().is_err(), "the writer passed the fence");
+    assert_eq!(two.same("SELECT count(*) < 60000, min(changed), max(changed) > 20 FROM large"), "t|0|t");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_table_gets_its_keys_after_its_rows() {
+    let Some(versions) = Versions::own() else { return };
+    large(versions, true).await;
+}
+
+/// Nobody is there to make the keys when the rows are: the changes that want them fail, and come when the keys do.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_nobody_made_are_made_by_whoever_comes_next() {
+    let Some(versions) = Versions::own() else { return };
+    let two = Two::start(versions);
+    two.source.sql("shop", LARGE).unwrap();
+    let writer = tokio::task::spawn_blocking({
+        let source = Arc::clone(&two.source);
+        move || source.sql("shop", LARGE_WRITES)
+    });
+    let part = two.part();
+    part.prepare().await.unwrap();
+    part.fence(Side::Target).await.unwrap();
+    // Killed as soon as the server copies by itself.
+    let killed = part.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new());
+    let subscribed = async {
+        while two.target.sql("shop", "SELECT count(*) FROM pg_subscription").unwrap() == "0" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = subscribed => {}
+        ended = killed => panic!("too quick to be killed: {ended:?}"),
+    }
+    let state = "SELECT count(*) FROM pg_subscription_rel WHERE srrelid = 'large'::regclass AND srsubstate NOT IN ('i', 'd')";
+    while two.target.sql("shop", state).unwrap() == "0" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let keys = "SELECT count(*) FROM pg_index WHERE indrelid = 'large'::regclass";
+    assert_eq!(two.target.sql("shop", keys).unwrap(), "0");
+    let copied = two.part();
+    let copied = copied.copy(Flow::Forward, Arc::new(Unseen), CancellationToken::new());
+    tokio::time::timeout(Duration::from_secs(100), copied).await.unwrap().unwrap();
+    assert_eq!(two.same(keys), "2");
+    two.switched(Flow::Forward, LARGE_WRITES).await;
+    assert!(writer.await.unwrap().is_err(), "the writer passed the fence");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_rows_moves_too() {
-    let Some(two) = Two::start() else { return };
-    assert_eq!(two.copied().await.objects, 2 + 50 + 50);
-    let part = two.part();
-    let (report, _state) = watch::channel(FollowState::default());
-    let stop = CancellationToken::new();
-    let following = tokio::spawn({
-        let (part, stop) = (two.part(), stop.clone());
-        async move { part.follow(Flow::Forward, report, stop).await }
-    });
-    // Nothing names a row of the log, and it is changed all the same.
-    two.source
-        .sql("shop", "INSERT INTO orders (customer) SELECT 2 FROM generate_series(1, 20); UPDATE log SET text = 'seen' WHERE at = 60;
-                      DELETE FROM log WHERE at = 61; UPDATE orders SET state = 'paid' WHERE id = 3")
-        .unwrap();
-    part.fence(Side::Source).await.unwrap();
-    assert!(two.source.sql("shop", "SET ROLE shop; INSERT INTO customers (name) VALUES ('late')").is_err());
-    let position = part.head(Flow::Forward).await.unwrap();
-    let marker = Marker { epoch: Epoch::FIRST, nonce: "moved".into() };
-    part.mark(Flow::Forward, &marker).await.unwrap();
-    let drained = part.drain(Flow::Forward, &position, &marker, CancellationToken::new());
-    tokio::time::timeout(Duration::from_secs(30), drained).await.unwrap().unwrap();
-    stop.cancel();
-    following.await.unwrap().unwrap();
-    let compared =
-        part.verify(Flow::Forward, Scope::Full, Arc::new(Unseen), CancellationToken::new()).await.unwrap();
-    assert!(compared.is_equal(), "{compared:?}");
-    part.seal(Flow::Forward).await.unwrap();
-    part.unfence(Side::Target).await.unwrap();
-
-    assert_eq!(two.same("SELECT count(*), max(id) FROM orders"), "70|70");
-    assert_eq!(two.same("SELECT count(*) FROM log WHERE text = 'seen' OR at = 61"), "1");
-    assert_eq!(two.same("SELECT id FROM paid"), "3");
-    two.same(
-        "SELECT conname, contype FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1",
-    );
-    two.same("SELECT tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal AND tgname <> 'rehome_fence'");
-    two.same("SELECT relacl FROM pg_class WHERE relname = 'orders'");
-    two.same("SELECT rolname, rolcanlogin, rolpassword FROM pg_authid WHERE rolname IN ('shop', 'readers', 'reports') ORDER BY 1");
-    two.same("SELECT pg_has_role('reports', 'readers', 'MEMBER')");
-    // The application writes on the new owner: numbers go on behind the old ones, and its trigger fires once.
-    let next = "SET ROLE shop; INSERT INTO orders (customer) VALUES (1) RETURNING id > 70, id < 200";
-    assert_eq!(two.target.sql("shop", next).unwrap(), "t|t");
-    let customer = "SET ROLE shop; INSERT INTO customers (name) VALUES ('c') RETURNING id > 2";
-    assert_eq!(two.target.sql("shop", customer).unwrap(), "t");
-    assert_eq!(two.target.sql("shop", "SELECT count(*) FROM log WHERE at > 70").unwrap(), "1");
-
-    part.retire(Side::Target).await.unwrap();
-    assert_eq!(two.same("SELECT relreplident FROM pg_class WHERE relname = 'log'"), "d");
+    let Some(versions) = Versions::own() else { return };
+    there_and_back(versions).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_changed_on_one_side_is_named() {
-    let Some(two) = Two::start() else { return };
+    let Some(versions) = Versions::own() else { return };
+    let two = Two::start(versions);
     two.copied().await;
     two.source.sql("shop", "ALTER TABLE orders ADD COLUMN note text").unwrap();
     let (report, _state) = watch::channel(FollowState::default());
@@ -135,7 +269,8 @@ async fn a_table_that_changed_on_one_side_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_is_gone_is_said() {
-    let Some(two) = Two::start() else { return };
+    let Some(versions) = Versions::own() else { return };
+    let two = Two::start(versions);
     two.copied().await;
     let name = two.target.sql("shop", "SELECT subname FROM pg_subscription").unwrap();
     two.target.sql("shop", &format!("ALTER SUBSCRIPTION {name} DISABLE")).unwrap();

@@ -1,6 +1,10 @@
-//! A PostgreSQL server of its own for a test: made, started on a socket and ended here. Debian's programs, never the machine's cluster.
+//! A PostgreSQL server of its own for a test: made, started on a socket and ended here. Debian's programs or, of another version, those that
+//! `scripts/postgres_versions.sh` brought; never the machine's cluster.
 
 mod process;
+mod versions;
+
+pub use versions::{major_of, programs_of, programs_of_or_skip};
 
 pub use process::{APPLICATION, DATABASE, MIGRATION, PostgresConfig, main};
 
@@ -81,6 +85,7 @@ impl Postgres {
             chown(folder.path(), Some(user), Some(group))?;
             chown(&data, Some(user), Some(group))?;
         }
+        let programs = &versions::within_reach(programs, folder.path(), owner)?;
         let mut made = Self::command(programs, "initdb", owner);
         made.arg("-D").arg(&data).args([
             "-U",
@@ -136,7 +141,8 @@ impl Postgres {
     fn wait(&mut self) -> io::Result<()> {
         let until = Instant::now() + START;
         loop {
-            let mut asked = Self::command(&self.programs, "pg_isready", None);
+            let mut asked =
+                Self::command(&versions::client(&self.programs, "pg_isready")?, "pg_isready", None);
             asked.arg("-h").arg(self.folder.path()).args(["-U", "postgres", "-d", "postgres"]);
             asked.args(["-p", &self.port.to_string()]);
             if asked.output()?.status.success() {
@@ -179,7 +185,7 @@ impl Postgres {
     /// # Errors
     /// The server refused a statement; its words are in the error.
     pub fn sql(&self, database: &str, text: &str) -> io::Result<String> {
-        let mut command = Self::command(&self.programs, "psql", None);
+        let mut command = Self::command(&versions::client(&self.programs, "psql")?, "psql", None);
         command.arg("-h").arg(self.folder.path()).args(["-U", "postgres", "-d", database]);
         command.args(["-p", &self.port.to_string()]);
         let output = command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text]).output()?;
