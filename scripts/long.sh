@@ -69,7 +69,7 @@ stage demo-forward demos 50 3 --objects 500 --duration 8
 stage demo-reverse demos 50 3 --objects 500 --duration 8 --reverse
 stage demo-rtt-20 demos 20 3 --objects 500 --duration 8 --rtt 20 --reverse
 stage demo-rtt-80 demos 20 3 --objects 500 --duration 8 --rtt 80 --reverse
-stage crash-matrix env REHOME_LONG=20 cargo nextest run --profile long -p rehome-cli -E 'test(/^crash::/)'
+stage crash-matrix env REHOME_LONG=20 cargo nextest run --profile long -p rehome-cli --run-ignored all -E 'test(/^crash::/)'
 stage cut-matrix cuts
 stage sabotage-matrix env REHOME_LONG=10 cargo nextest run --profile long -p rehome-cli -E 'test(/^sabotage::/)'
 stage gateway-220000-requests env REHOME_LONG=1 cargo nextest run -p rehome-gateway -E 'test(weights_move_under)'

@@ -13,8 +13,9 @@ pub fn survives(arguments: &[&str], failed: u64) {
 }
 
 macro_rules! killed {
-    ($($name:ident: $argument:literal;)*) => {
+    ($($(#[$attribute:meta])? $name:ident: $argument:literal;)*) => {
         $(#[test]
+        $(#[$attribute])?
         fn $name() {
             survives(&$argument.split(' ').collect::<Vec<_>>(), 0);
         })*
@@ -40,12 +41,16 @@ killed! {
 
 // The same with a database in the move.
 killed! {
+    #[ignore = "long: ./test long"]
     engine_with_a_database_before_held: "--postgres --fault=kill@before:journal:writes_held";
     engine_with_a_database_before_fenced: "--postgres --fault=kill@before:journal:fenced";
+    #[ignore = "long: ./test long"]
     engine_with_a_database_before_drained: "--postgres --fault=kill@before:journal:drained";
     engine_with_a_database_before_sealed: "--postgres --fault=kill@before:journal:sealed";
     engine_with_a_database_after_the_decision: "--postgres --fault=kill@before:journal:decided";
+    #[ignore = "long: ./test long"]
     engine_with_a_database_before_opened: "--postgres --fault=kill@before:journal:owner_opened";
+    #[ignore = "long: ./test long"]
     engine_with_a_database_before_reversing: "--postgres --fault=kill@before:journal:reverse_following";
     guard_and_engine_with_a_database_at_fenced: "--postgres --mischief=both-kill@FENCED";
 }

@@ -3,9 +3,10 @@
 
 use crate::mysql_world::{Following, Quiet, World, follow};
 use mysql_async::prelude::Queryable;
-use rehome_databases::FenceMeans;
 use rehome_databases::mysql::MysqlPart;
+use rehome_databases::{Address, FenceMeans};
 use rehome_part::{Epoch, Fence, Flow, FollowState, Marker, Part, Position, Scope, Severity, Side};
+use rehome_testkit::delay;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -160,11 +161,47 @@ fn prepared_world() -> Option<Arc<World>> {
     Some(Arc::new(world))
 }
 
+/// The source is here, the target so far away; the two are as far from each other.
+async fn far_apart(world: &World, round_trip: Duration) -> (MysqlPart, Vec<delay::Delay>) {
+    let far = async |side| {
+        let to = std::net::SocketAddr::from(([127, 0, 0, 1], world.server(side).port()));
+        delay::start(to, round_trip).await.unwrap()
+    };
+    let (source, target) = (far(Side::Source).await, far(Side::Target).await);
+    let mut ends = world.ends();
+    let at = |address: &Address, delay: &delay::Delay| Address {
+        host: "127.0.0.1".into(),
+        port: delay.address.port(),
+        ..address.clone()
+    };
+    ends.source.from_other = Some(at(&ends.source.address, &source));
+    ends.target.address = at(&ends.target.address, &target);
+    (world.mysql_part_of(ends), vec![source, target])
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_is_there_exactly_once_there_and_back() {
+    there_and_back(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_long_it_takes_from_far_away() {
+    if std::env::var_os("REHOME_LONG").is_some() {
+        for millis in [20, 80] {
+            tell(&format!("round trip {millis} ms"));
+            there_and_back(Duration::from_millis(millis)).await;
+        }
+    }
+}
+
+async fn there_and_back(round_trip: Duration) {
     let Some(world) = prepared_world() else { return };
     let rounds = if std::env::var_os("REHOME_LONG").is_some() { 5 } else { 1 };
-    let part = Arc::new(world.mysql_part());
+    let (part, _distance) = match round_trip.is_zero() {
+        true => (world.mysql_part(), Vec::new()),
+        false => far_apart(&world, round_trip).await,
+    };
+    let part = Arc::new(part);
     part.prepare().await.unwrap();
     // The writers are at work from before the first copy on.
     let mut first = 0;

@@ -64,13 +64,20 @@ impl World {
     }
 
     pub fn mysql_part(&self) -> MysqlPart {
+        self.mysql_part_of(self.ends())
+    }
+
+    pub fn mysql_part_of(&self, ends: Ends) -> MysqlPart {
+        MysqlPart::new("shop", ends, self.means, self.state.path()).unwrap()
+    }
+
+    pub fn ends(&self) -> Ends {
         let end = |server: &Mariadb| {
             let address = Address::parse(&server.address("mover", "shop")).unwrap();
             let login = Login { user: "app".into(), password: Some("app's own".into()) };
             End { applications: vec![login], ..End::new(address, Some(SECRET.into())) }
         };
-        let ends = Ends { source: end(&self.source), target: end(&self.target) };
-        MysqlPart::new("shop", ends, self.means, self.state.path()).unwrap()
+        Ends { source: end(&self.source), target: end(&self.target) }
     }
 
     pub async fn mover(&self, side: Side) -> Conn {

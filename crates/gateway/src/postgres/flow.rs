@@ -56,6 +56,15 @@ impl Flow {
         self.progress.is_idle() && self.left_up == 0 && self.left_down == 0
     }
 
+    /// Is there enough of the client's first message for it to go on?
+    ///
+    /// # Errors
+    /// What came is no message.
+    pub fn begins(buffer: &[u8]) -> io::Result<bool> {
+        let is_enough = |head: frame::Head| !is_seen(head) || buffer.len() >= head.length;
+        Ok(frame::head(buffer)?.is_some_and(is_enough))
+    }
+
     /// What the client sent and may go on to the server. `is_held`: asked where the client could be made to wait.
     ///
     /// # Errors
@@ -78,17 +87,15 @@ impl Flow {
             if head.kind == b'X' {
                 break Up::Goodbye;
             }
-            if matches!(head.kind, b'Q' | b'P') {
-                if head.length <= MOST_SEEN {
-                    let Some(message) = buffer.get(end..end + head.length) else {
-                        buffer.reserve(head.length - (buffer.len() - end));
-                        break Up::More;
-                    };
-                    let body = Bytes::copy_from_slice(&message[HEAD..]);
-                    self.statement(head.kind, body)?;
-                } else {
-                    self.hidden = Some("it ran a statement too large to be looked into");
-                }
+            if is_seen(head) {
+                let Some(message) = buffer.get(end..end + head.length) else {
+                    buffer.reserve(head.length - (buffer.len() - end));
+                    break Up::More;
+                };
+                let body = Bytes::copy_from_slice(&message[HEAD..]);
+                self.statement(head.kind, body)?;
+            } else if is_statement(head) {
+                self.hidden = Some("it ran a statement too large to be looked into");
             }
             self.progress.sent(head.kind);
             self.left_up = head.length;
@@ -149,6 +156,15 @@ impl Flow {
         }
         Ok(buffer.split_to(end).freeze())
     }
+}
+
+fn is_statement(head: frame::Head) -> bool {
+    matches!(head.kind, b'Q' | b'P')
+}
+
+/// Is it looked into, as a whole?
+fn is_seen(head: frame::Head) -> bool {
+    is_statement(head) && head.length <= MOST_SEEN
 }
 
 #[cfg(test)]

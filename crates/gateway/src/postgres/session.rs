@@ -22,6 +22,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// A server that does not say for so long what a session is does not answer any more.
 const READ: Duration = Duration::from_secs(2);
@@ -61,23 +62,23 @@ enum Made {
     Open(Box<Server>),
     /// It will be tried again when it is needed.
     Not,
+    /// The session cannot be there what it is: why.
+    Never(String),
 }
 
 impl Standby {
-    /// Waits until it is made or not; says why the session can never be there. For ever when that was said already.
-    async fn finish(&mut self) -> Option<String> {
+    /// Waits until it is made or not; for ever when that is known already.
+    async fn finish(&mut self) {
         let Made::Opening(opening) = &mut self.made else { return std::future::pending().await };
-        let (made, why) = match opening.await {
-            Ok(Ok(server)) => (Made::Open(Box::new(server)), None),
-            Ok(Err(Closed::Unlike(why))) => (Made::Not, Some(why)),
+        self.made = match opening.await {
+            Ok(Ok(server)) => Made::Open(Box::new(server)),
+            Ok(Err(Closed::Unlike(why))) => Made::Never(why),
             Ok(Err(closed)) => {
                 tracing::debug!(why = closed.words(), "a session was not made ahead");
-                (Made::Not, None)
+                Made::Not
             }
-            Err(_) => (Made::Not, None),
+            Err(_) => Made::Not,
         };
-        self.made = made;
-        why
     }
 }
 
@@ -244,7 +245,7 @@ impl Session {
             if let Err(farewell) = self.keep_up().await? {
                 return Ok(Some(farewell));
             }
-            if !self.client.reading.buffer.is_empty() {
+            if Flow::begins(&self.client.reading.buffer)? {
                 self.unready = None;
                 match self.go().await? {
                     Ok(Ended::Idle) => continue,
@@ -257,9 +258,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = life.closing.cancelled() => return Ok(Some(Farewell::new("the gateway ends"))),
-                () = async { stays.expect("it is asked for only where it is").cancelled().await }, if self.stays.is_some() => {
-                    return Ok(Some(self.cannot_go()));
-                }
+                () = cancelled(stays) => return Ok(Some(self.cannot_go())),
                 filled = self.client.reading.fill() => {
                     if !filled? {
                         return Ok(None);
@@ -270,11 +269,7 @@ impl Session {
                         return Ok(Some(end));
                     }
                 }
-                why = finished(&mut self.standby) => {
-                    if let (Some(state), Some(_)) = (&mut self.state, &why) {
-                        state.bound = why;
-                    }
-                }
+                () = finished(&mut self.standby) => {}
                 () = &mut changed => {}
             }
         }
@@ -349,7 +344,13 @@ impl Session {
 
     /// Before a switch: a session that can go is made at the other side already, one that cannot is counted.
     fn get_ready(&mut self) {
-        let Some(state) = &self.state else { return };
+        let side = self.side.other();
+        let Some(state) = &mut self.state else { return };
+        let known = self.standby.as_ref().filter(|standby| standby.side == side && standby.state == *state);
+        let (is_known, made) = (known.is_some(), known.map(|standby| &standby.made));
+        if let Some(Made::Never(why)) = made {
+            state.bound = Some(why.clone());
+        }
         if state.bound.is_some() {
             if self.stays.is_none() {
                 self.stays = Some(self.door.gate.session());
@@ -357,12 +358,11 @@ impl Session {
             return;
         }
         self.stays = None;
-        let side = self.side.other();
-        if self.standby.as_ref().is_some_and(|standby| standby.side == side && standby.state == *state) {
-            return;
+        if !is_known {
+            let state = state.clone();
+            let opening = tokio::spawn(open(self.door.clone(), self.caller(), state.clone(), side));
+            self.standby = Some(Standby { state, side, made: Made::Opening(opening) });
         }
-        let opening = tokio::spawn(open(self.door.clone(), self.caller(), state.clone(), side));
-        self.standby = Some(Standby { state: state.clone(), side, made: Made::Opening(opening) });
     }
 
     /// Who the client is, with the encoding that it has now: everything that is read of its session is in it.
@@ -436,7 +436,11 @@ impl Session {
             standby.finish().await;
         }
         match std::mem::replace(&mut standby.made, Made::Not) {
-            Made::Open(server) => Some(*server),
+            // Whatever it says by itself meanwhile, its end most of all, makes another one better.
+            Made::Open(mut server) => match server.reading.fill().now_or_never() {
+                None => Some(*server),
+                Some(_) => None,
+            },
             _ => None,
         }
     }
@@ -447,7 +451,12 @@ impl Session {
             return Ok(Ok(Ended::Gone));
         }
         let bytes = self.client.reading.buffer.len() as u64;
-        let ticket = match self.door.gate.enter(self.label.clone(), bytes).await {
+        let stays = self.stays.as_ref().map(|session| session.end.clone());
+        let entered = tokio::select! {
+            entered = self.door.gate.enter(self.label.clone(), bytes) => entered,
+            () = cancelled(stays) => return Ok(Err(self.cannot_go())),
+        };
+        let ticket = match entered {
             Ok(ticket) => ticket,
             Err(full) => return Ok(Err(refusal(&self.door, full.to_string()))),
         };
@@ -589,8 +598,16 @@ impl Session {
     }
 }
 
+/// Waits for the end of what cannot go elsewhere; for ever where nothing has to end.
+async fn cancelled(stays: Option<Arc<CancellationToken>>) {
+    match stays {
+        Some(end) => end.cancelled().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// See [`Standby::finish`]; for ever where there is none.
-async fn finished(standby: &mut Option<Standby>) -> Option<String> {
+async fn finished(standby: &mut Option<Standby>) {
     match standby {
         Some(standby) => standby.finish().await,
         None => std::future::pending().await,

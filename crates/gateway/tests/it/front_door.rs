@@ -284,6 +284,12 @@ async fn what_cannot_go_elsewhere_counts_as_a_session() {
             assert!(matches!(held, Reply::Refused { why: Refusal::Sessions, .. }), "{what}: {held:?}");
         }
         stage.settle(Side::Source).await;
+        // Another transaction, and it is as it was.
+        session.side().await;
+        stage.arm().await;
+        let held = stage.hold_by(SessionRule::Refuse, 100).await;
+        assert!(matches!(held, Reply::Refused { why: Refusal::Sessions, .. }), "{what}: {held:?}");
+        stage.settle(Side::Source).await;
         session.one(undo).await;
         stage.arm().await;
         let held = stage.hold_by(SessionRule::Refuse, 100).await;
@@ -293,10 +299,17 @@ async fn what_cannot_go_elsewhere_counts_as_a_session() {
     let session = stage.client().await;
     session.one("SELECT pg_advisory_lock(7)").await;
     stage.arm().await;
-    let held = stage.hold_by(SessionRule::Close, 2_000).await;
+    let held = stage.hold_by(SessionRule::Wait, 50).await;
+    assert!(matches!(held, Reply::Refused { why: Refusal::Sessions, .. }), "{held:?}");
+    // It waits itself, and is ended all the same.
+    let error = async { session.client.simple_query("SELECT 1").await.unwrap_err() };
+    let closing = async {
+        stage.gateway.waiting(1).await;
+        stage.hold_by(SessionRule::Close, 2_000).await
+    };
+    let (error, held) = tokio::join!(error, closing);
     assert!(matches!(held, Reply::Held(_)), "{held:?}");
     stage.settle(Side::Target).await;
-    let error = session.client.simple_query("SELECT 1").await.unwrap_err();
     let is_told = error.is_closed() || error.code() == Some(&SqlState::ADMIN_SHUTDOWN);
     assert!(is_told, "{error}");
     assert_eq!(stage.client().await.side().await, "target");
@@ -595,6 +608,25 @@ async fn a_statement_without_a_name_goes_along() {
     .await;
     let (kinds, row) = raw.until_ready().await;
     assert_eq!((kinds.trim_start_matches('S'), &row[..]), ("2DCZ", &b"target!"[..]));
+}
+
+/// Half a message is no transaction: whoever sends no more holds nobody up, and costs nothing.
+#[tokio::test]
+async fn a_client_that_stops_in_a_message_holds_nothing() {
+    let Some(stage) = Stage::open().await else { return };
+    let mut raw = Raw::login(stage.door, 3 << 16).await;
+    let mut whole = BytesMut::new();
+    frontend::query("SELECT side FROM here", &mut whole).unwrap();
+    let rest = whole.split_off(9);
+    for half in [whole.split_to(3), whole] {
+        raw.stream.write_all(&half).await.unwrap();
+        assert_eq!(stage.client().await.side().await, "source");
+    }
+    let transactions = stage.gateway.status().await.services[0].writes_total;
+    assert!(transactions <= 2, "{transactions} transactions of one client");
+    stage.switch().await;
+    raw.stream.write_all(&rest).await.unwrap();
+    assert!(raw.until_ready().await.1.starts_with(b"target"));
 }
 
 /// Units that were sent at once are transactions of their own: those that the door had not passed on go to the new owner, in order.
