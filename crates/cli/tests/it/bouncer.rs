@@ -202,6 +202,22 @@ impl Stage {
         Bench { running: Running(running), logs: self.place.path(&format!("{name}.")), errors }
     }
 
+    /// What PgBouncer's console answers.
+    fn console(&self, statement: &str) -> String {
+        let bouncer = self.bouncer.as_ref().unwrap();
+        let mut command = Command::new(self.programs.join("psql"));
+        command.args(["-X", "-A", "-t", "-U", "rehome", "-d", "pgbouncer", "-c", statement]);
+        command.args(["-p", &pgbouncer::PORT.to_string(), "-h"]).arg(bouncer.folder());
+        let answer = command.env("PGPASSWORD", "console").output().unwrap();
+        String::from_utf8_lossy(&answer.stdout).into_owned()
+    }
+
+    /// What PgBouncer wrote about it.
+    fn said(&self) -> String {
+        let log = self.bouncer.as_ref().map(|bouncer| bouncer.folder().join("log"));
+        log.and_then(|log| std::fs::read_to_string(log).ok()).unwrap_or_default()
+    }
+
     pub fn rows(&self, server: &Postgres) -> u64 {
         server.sql("orders", "SELECT count(*) FROM acked").unwrap().parse().unwrap()
     }
@@ -301,6 +317,11 @@ pub fn whole(fence: &str, way: Way, protocol: &str, rounds: u32) {
     }
 
     let ((ours, longest), (tpcb, longest_tpcb)) = (ours.end(), tpcb.end());
+    assert!(
+        longest.max(longest_tpcb) < 5_000.0,
+        "a client waited {longest} or {longest_tpcb} ms: {}",
+        stage.said()
+    );
     stage.has_all(&stage.source, ours);
     for (what, wanted) in [
         ("SELECT count(*) FROM pgbench_history", tpcb),
@@ -394,6 +415,8 @@ fn clients_need_no_gateway_but_for_a_switch() {
     let switched = stage.rehome(&["switch", "--yes"]);
     assert_eq!(switched.code, 0, "{}\n{}", switched.stdout, switched.stderr);
     stage.goes_on(&stage.target, 100);
+    let config = stage.console("SHOW CONFIG");
+    assert!(config.contains("server_login_retry|1|"), "one login that fails must not cost 15 s: {config}");
     // What was decided outlives both.
     drop(stage.gateway.take());
     stage.gateway = Some(Gateway::start(&stage.place, "rehome.toml", "one"));

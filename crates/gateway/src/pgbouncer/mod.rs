@@ -24,6 +24,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// An answer of the console to anything but PAUSE.
 const ANSWER: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(1);
+const LOGIN_RETRY: &str = "SET server_login_retry = 1";
 /// PgBouncer tells averages of a period; the slowest of its transactions may take so much longer.
 const SLOWER_THAN_MEAN: f64 = 4.0;
 /// A predicted pause counts what was seen within this time.
@@ -205,6 +206,9 @@ impl Driver {
             console.say(&format!("RECONNECT {}", console::name(&bouncer.database))).await?;
         }
         if console.entry(&bouncer.database).await?.is_some_and(|entry| entry.paused) {
+            // One login that fails now would keep all clients waiting for as long as this says: 15 s where nobody changed it. It is
+            // PgBouncer's own again with the next RELOAD.
+            console.say(LOGIN_RETRY).await?;
             console.say(&format!("RESUME {}", console::name(&bouncer.database))).await?;
         }
         Ok(())
