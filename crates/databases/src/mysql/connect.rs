@@ -142,7 +142,12 @@ impl Session {
         values: impl Into<Params> + Send,
     ) -> Result<Vec<T>, Error> {
         let side = self.side;
-        self.conn.exec(statement, values.into()).await.map_err(|error| error_of(doing, &error).on(side))
+        let rows = match values.into() {
+            // Preparing costs a round trip of its own, and there is nothing to prepare for.
+            Params::Empty => self.conn.query(statement).await,
+            values => self.conn.exec(statement, values).await,
+        };
+        rows.map_err(|error| error_of(doing, &error).on(side))
     }
 
     /// # Errors
@@ -154,7 +159,10 @@ impl Session {
         values: impl Into<Params> + Send,
     ) -> Result<T, Error> {
         let side = self.side;
-        let row = self.conn.exec_first(statement, values.into()).await;
+        let row = match values.into() {
+            Params::Empty => self.conn.query_first(statement).await,
+            values => self.conn.exec_first(statement, values).await,
+        };
         let row = row.map_err(|error| error_of(doing, &error).on(side))?;
         row.ok_or_else(|| Error::permanent(ErrorKind::NotFound, format!("{doing}: no row")).on(side))
     }
