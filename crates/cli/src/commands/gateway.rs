@@ -171,8 +171,7 @@ pub fn front_door(database: &Database, written: &rehome_spec::DatabaseFront) -> 
         let there = database.target.applications.iter().find(|other| other.user == login.user);
         let there = there.and_then(|other| other.password.as_ref()).map(resolve).transpose();
         let there = there.map_err(credentials)?.unwrap_or_else(|| password.clone());
-        let passwords = [Some(password.clone()), Some(there)];
-        logins.push(Login { user: login.user.clone(), password, passwords });
+        logins.push(Login { user: login.user.clone(), passwords: [password, there] });
     }
     let source = end(&database.source)?;
     Ok(FrontDoor {

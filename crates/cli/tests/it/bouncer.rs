@@ -285,6 +285,13 @@ fn committed(logs: &Path) -> (u64, f64) {
     (count, longest)
 }
 
+/// One time, or as often as the long runs say.
+pub fn runs(fence: &str, way: Way, protocol: &str) {
+    for _ in 0..times() {
+        whole(fence, way, protocol, 1);
+    }
+}
+
 /// There and back while clients write; what they saw committed is there, once, in their order.
 pub fn whole(fence: &str, way: Way, protocol: &str, rounds: u32) {
     let rate = std::env::var("REHOME_BENCH_RATE").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
@@ -345,16 +352,12 @@ pub fn whole(fence: &str, way: Way, protocol: &str, rounds: u32) {
 
 #[test]
 fn there_and_back_under_pgbench() {
-    for _ in 0..times() {
-        whole("writes", BOUNCER, "simple", 1);
-    }
+    runs("writes", BOUNCER, "simple");
 }
 
 #[test]
 fn there_and_back_with_logins_shut_out() {
-    for _ in 0..times() {
-        whole("logins", BOUNCER, "simple", 1);
-    }
+    runs("logins", BOUNCER, "simple");
 }
 
 /// The same clients all the time, the same two servers; a hundred switches in the long runs.

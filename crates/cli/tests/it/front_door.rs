@@ -1,7 +1,6 @@
 //! The same for clients that come by the gateway's own door: in one connection from before the move until after it was taken back.
 
-use crate::bouncer::{Stage, Way, followed, switched, whole};
-use crate::demo::times;
+use crate::bouncer::{Stage, Way, followed, runs, switched, whole};
 use crate::harness::wait_for;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Stdio};
@@ -11,24 +10,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn there_and_back_under_pgbench() {
-    for _ in 0..times() {
-        whole("writes", Way::Front, "simple", 1);
-    }
+    runs("writes", Way::Front, "simple");
 }
 
 /// Statements that were prepared before the move are run after it.
 #[test]
 fn there_and_back_with_prepared_statements() {
-    for _ in 0..times() {
-        whole("writes", Way::Front, "prepared", 1);
-    }
+    runs("writes", Way::Front, "prepared");
 }
 
 #[test]
 fn there_and_back_with_logins_shut_out() {
-    for _ in 0..times() {
-        whole("logins", Way::Front, "prepared", 1);
-    }
+    runs("logins", Way::Front, "prepared");
 }
 
 /// The same clients all the time, the same two servers, the same connections; a hundred switches in the long runs.

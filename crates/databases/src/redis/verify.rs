@@ -112,6 +112,16 @@ pub(super) async fn some_keys(
     Ok(compared)
 }
 
+/// How many of the next values are read in one go: one at least.
+fn fitting(sizes: impl Iterator<Item = u64>) -> usize {
+    let mut bytes = 0;
+    let fits = |size: &u64| {
+        bytes += size;
+        bytes <= BYTES_AT_ONCE
+    };
+    sizes.take_while(fits).count().max(1)
+}
+
 /// Whoever is nearer answers first; the other one where that fails.
 pub(super) async fn quickest<T>(
     one: impl Future<Output = Result<T>>,
@@ -204,12 +214,7 @@ impl Work<'_> {
         let (mut unlike, mut rest, mut sizes) = (Vec::new(), &*keys, &*sizes);
         while !rest.is_empty() {
             self.check_stop()?;
-            let mut bytes = 0;
-            let fits = |size: &&u64| {
-                bytes += **size;
-                bytes <= BYTES_AT_ONCE
-            };
-            let count = sizes.iter().take_while(fits).count().max(1);
+            let count = fitting(sizes.iter().copied());
             unlike.extend(self.unlike(&rest[..count]).await?);
             (rest, sizes) = (&rest[count..], &sizes[count..]);
         }
@@ -224,12 +229,7 @@ impl Work<'_> {
         let (mut unlike, mut rest, mut outlines) = (Vec::new(), &*keys, &*outlines);
         while !rest.is_empty() {
             self.check_stop()?;
-            let mut bytes = 0;
-            let fits = |outline: &&(String, u64)| {
-                bytes += outline.1;
-                bytes <= BYTES_AT_ONCE
-            };
-            let count = outlines.iter().take_while(fits).count().max(1);
+            let count = fitting(outlines.iter().map(|(_, size)| *size));
             let kinds: Vec<&str> = outlines[..count].iter().map(|(kind, _)| &**kind).collect();
             let (ours, theirs) = tokio::try_join!(
                 value::digests_as(self.source, &rest[..count], &kinds),

@@ -8,6 +8,7 @@ use rehome_testkit::postgres::Postgres;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const SCHEMA: &str = "
@@ -181,14 +182,20 @@ const LARGE_WRITES: &str = "DO $$ DECLARE one bigint; other bigint; BEGIN LOOP
         COMMIT; PERFORM pg_sleep(0.002);
     END LOOP; END $$";
 
-/// A large table that changes all the while it is copied.
-pub async fn large(versions: Versions, keys_after_rows: bool) {
+/// And whoever writes to it until a fence ends that.
+fn with_a_large_table(versions: Versions) -> (Two, JoinHandle<std::io::Result<String>>) {
     let two = Two::start(versions);
     two.source.sql("shop", LARGE).unwrap();
     let writer = tokio::task::spawn_blocking({
         let source = Arc::clone(&two.source);
         move || source.sql("shop", LARGE_WRITES)
     });
+    (two, writer)
+}
+
+/// A large table that changes all the while it is copied.
+pub async fn large(versions: Versions, keys_after_rows: bool) {
+    let (two, writer) = with_a_large_table(versions);
     let part = two.part();
     part.prepare().await.unwrap();
     let keys = "SELECT count(*) FROM pg_index WHERE indrelid = 'large'::regclass";
@@ -213,12 +220,7 @@ async fn a_large_table_gets_its_keys_after_its_rows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_nobody_made_are_made_by_whoever_comes_next() {
     let Some(versions) = Versions::own() else { return };
-    let two = Two::start(versions);
-    two.source.sql("shop", LARGE).unwrap();
-    let writer = tokio::task::spawn_blocking({
-        let source = Arc::clone(&two.source);
-        move || source.sql("shop", LARGE_WRITES)
-    });
+    let (two, writer) = with_a_large_table(versions);
     let part = two.part();
     part.prepare().await.unwrap();
     part.fence(Side::Target).await.unwrap();

@@ -65,10 +65,8 @@ pub struct End {
 #[derive(Clone)]
 pub struct Login {
     pub user: String,
-    /// The password that clients must know.
-    pub password: String,
-    /// What the source's and the target's server are shown, where they ask.
-    pub passwords: [Option<String>; 2],
+    /// What the source's and the target's server are shown, where they ask. Clients must know the source's.
+    pub passwords: [String; 2],
 }
 
 impl fmt::Debug for Login {
@@ -158,8 +156,9 @@ impl Door {
             false => Some(Certificates::open(plan.tls.clone(), entrance)?),
         };
         let acceptor = certificates.as_ref().map(|all| all.acceptor(&[PROTOCOL])).transpose()?;
-        let verifier =
-            |login: &Login| (Bytes::copy_from_slice(login.user.as_bytes()), Verifier::of(&login.password));
+        let verifier = |login: &Login| {
+            (Bytes::copy_from_slice(login.user.as_bytes()), Verifier::of(&login.passwords[0]))
+        };
         let verifiers = plan.logins.iter().map(verifier).collect();
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| GatewayError::Config(error.to_string()))?;

@@ -64,7 +64,7 @@ pub(super) type Parameters = BTreeMap<Bytes, Bytes>;
 pub(super) struct Caller {
     pub user: Bytes,
     /// At the source and at the target.
-    pub passwords: [Option<String>; 2],
+    pub passwords: [String; 2],
     pub parameters: Parameters,
 }
 
@@ -150,12 +150,12 @@ pub(super) async fn dial(end: &End) -> io::Result<Box<dyn Stream>> {
 
 impl Server {
     /// Opens a session; `password` is shown only to a server that asks for it.
-    pub async fn open(end: &End, caller: &Caller, password: Option<&str>) -> Result<Self, Closed> {
+    pub async fn open(end: &End, caller: &Caller, password: &str) -> Result<Self, Closed> {
         let opened = tokio::time::timeout(CONNECT, Self::try_open(end, caller, password)).await;
         opened.unwrap_or_else(|_| Err(Closed::Unreachable(format!("no answer in {} s", CONNECT.as_secs()))))
     }
 
-    async fn try_open(end: &End, caller: &Caller, password: Option<&str>) -> Result<Self, Closed> {
+    async fn try_open(end: &End, caller: &Caller, password: &str) -> Result<Self, Closed> {
         let (reading, writing) = tokio::io::split(dial(end).await?);
         let mut server =
             Self { reading: Reading::new(reading), writing, reported: BTreeMap::new(), key: Bytes::new() };
@@ -180,11 +180,7 @@ impl Server {
         }
     }
 
-    async fn authenticate(&mut self, user: &[u8], password: Option<&str>) -> Result<(), Closed> {
-        let missing = || {
-            let text = "the server asks for a password, and `applications` of the migration file has none for this side";
-            Closed::Unreachable(text.into())
-        };
+    async fn authenticate(&mut self, user: &[u8], password: &str) -> Result<(), Closed> {
         let mut scram: Option<ScramSha256> = None;
         loop {
             let (kind, mut body) = self.reading.message(MOST).await?;
@@ -197,16 +193,14 @@ impl Server {
             match frame::long(&mut body)? {
                 0 => return Ok(()),
                 3 => frame::put(&mut answer, b'p', |out| {
-                    frame::put_text(out, password.unwrap_or_default().as_bytes());
+                    frame::put_text(out, password.as_bytes());
                 }),
                 5 => {
-                    let password = password.ok_or_else(missing)?;
                     let salt = body.first_chunk().copied().ok_or_else(|| frame::wrong("no salt"))?;
                     let sum = md5_hash(user, password.as_bytes(), salt);
                     frame::put(&mut answer, b'p', |out| frame::put_text(out, sum.as_bytes()));
                 }
                 10 => {
-                    let password = password.ok_or_else(missing)?;
                     let exchange = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
                     frame::put(&mut answer, b'p', |out| {
                         frame::put_text(out, super::scram::MECHANISM.as_bytes());

@@ -15,7 +15,7 @@ use futures::FutureExt;
 use rehome_part::Side;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -37,7 +37,7 @@ struct Session {
     label: Label,
     server: Option<Server>,
     side: Side,
-    flow: Mutex<Flow>,
+    flow: Flow,
     /// As it was when it was last read; `None`: a transaction came after.
     state: Option<State>,
     /// Counted while an idle session is not ready to go.
@@ -166,7 +166,7 @@ pub(super) async fn serve(
         let ticket =
             door.gate.enter(label.clone(), 0).await.map_err(|full| refusal(&door, full.to_string()))?;
         let _permit = door.opening[ticket.owner as usize].acquire().await;
-        let password = caller.passwords[ticket.owner as usize].as_deref();
+        let password = &caller.passwords[ticket.owner as usize];
         let opened = Server::open(door.end(ticket.owner), &caller, password).await;
         opened.map(|server| (server, ticket.owner)).map_err(|closed| Farewell(closed.message()))
     };
@@ -177,7 +177,7 @@ pub(super) async fn serve(
     let key = Key::make(&door)?;
     client.say(&greeting(&server, &key.1)).await?;
     key.is_at(side, server.key.clone());
-    let flow = Mutex::new(Flow::new(server.reported.clone()));
+    let flow = Flow::new(server.reported.clone());
     let session = Session {
         state: Some(State::default()),
         flow,
@@ -318,7 +318,7 @@ impl Session {
         }
         let Some(server) = &mut self.server else { return Ok(()) };
         let mut aside = BytesMut::new();
-        let flow = self.flow.get_mut().expect("no code panics while it holds this lock");
+        let flow = &self.flow;
         let read = {
             let _permit = self.door.reading.acquire().await;
             let reading = Box::pin(State::read(server, &flow.custom, &mut aside));
@@ -368,8 +368,7 @@ impl Session {
     /// Who the client is, with the encoding that it has now: everything that is read of its session is in it.
     fn caller(&self) -> Caller {
         let mut caller = self.caller.clone();
-        let flow = self.flow.lock().expect("no code panics while it holds this lock");
-        if let Some(encoding) = flow.told.get(&b"client_encoding"[..]).cloned() {
+        if let Some(encoding) = self.flow.told.get(&b"client_encoding"[..]).cloned() {
             caller.parameters.insert(Bytes::from_static(b"client_encoding"), encoding);
         }
         caller
@@ -410,7 +409,7 @@ impl Session {
             old.leave();
         }
         let mut news = BytesMut::new();
-        let told = &mut self.flow.get_mut().expect("no code panics while it holds this lock").told;
+        let told = &mut self.flow.told;
         for (name, value) in std::mem::take(&mut server.reported) {
             if told.get(&name) != Some(&value) {
                 put_setting(&mut news, &name, &value);
@@ -489,16 +488,12 @@ impl Session {
     async fn pass(&mut self) -> io::Result<Ended> {
         let Some(server) = &mut self.server else { return Ok(Ended::Gone) };
         self.state = None;
-        let (flow, client, gate) = (&self.flow, &mut self.client, &self.door.gate);
+        let (flow, client, gate) = (Mutex::new(&mut self.flow), &mut self.client, &self.door.gate);
         let lock = || flow.lock().expect("no code panics while it holds this lock");
         let (from, to) = (&mut client.reading, &mut server.writing);
         let (back_from, back_to) = (&mut server.reading, &mut client.writing);
         // Is one of the two in the midst of writing? The other does not end under it.
-        let (is_sending, is_answering) = (&Mutex::new(false), &Mutex::new(false));
-        let set = |place: &Mutex<bool>, value| {
-            *place.lock().expect("no code panics while it holds this lock") = value
-        };
-        let is = |place: &Mutex<bool>| *place.lock().expect("no code panics while it holds this lock");
+        let (is_sending, is_answering) = (AtomicBool::new(false), AtomicBool::new(false));
         let answered = Notify::new();
         let up = async {
             loop {
@@ -506,15 +501,15 @@ impl Session {
                 let (bytes, why) = {
                     let mut flow = lock();
                     let taken = flow.up(&mut from.buffer, || gate.mode() == Mode::Held)?;
-                    set(is_sending, !taken.0.is_empty());
+                    is_sending.store(!taken.0.is_empty(), Ordering::Relaxed);
                     taken
                 };
                 if !bytes.is_empty() {
                     to.write_all(&bytes).await?;
                     to.flush().await?;
-                    set(is_sending, false);
+                    is_sending.store(false, Ordering::Relaxed);
                 }
-                if lock().is_idle() && !is(is_answering) {
+                if lock().is_idle() && !is_answering.load(Ordering::Relaxed) {
                     return Ok(Ended::Idle);
                 }
                 match why {
@@ -533,15 +528,15 @@ impl Session {
                 let bytes = {
                     let mut flow = lock();
                     let bytes = flow.down(&mut back_from.buffer)?;
-                    set(is_answering, !bytes.is_empty());
+                    is_answering.store(!bytes.is_empty(), Ordering::Relaxed);
                     bytes
                 };
                 if !bytes.is_empty() {
                     back_to.write_all(&bytes).await?;
                     back_to.flush().await?;
-                    set(is_answering, false);
+                    is_answering.store(false, Ordering::Relaxed);
                     answered.notify_one();
-                    if lock().is_idle() && !is(is_sending) {
+                    if lock().is_idle() && !is_sending.load(Ordering::Relaxed) {
                         return Ok(Ended::Idle);
                     }
                 }
@@ -573,11 +568,7 @@ impl Session {
                         let mut body = message.freeze().split_off(HEAD);
                         let (name, value) = (frame::text(&mut body)?, frame::text(&mut body)?);
                         put_setting(&mut pass, &name, &value);
-                        self.flow
-                            .get_mut()
-                            .expect("no code panics while it holds this lock")
-                            .told
-                            .insert(name, value);
+                        self.flow.told.insert(name, value);
                     }
                     _ => {}
                 }
@@ -625,7 +616,7 @@ async fn hear(server: &mut Option<Server>) -> io::Result<bool> {
 /// Opens a session and makes it what it was.
 async fn open(door: Arc<Door>, caller: Caller, state: State, side: Side) -> Result<Server, Closed> {
     let _permit = door.opening[side as usize].acquire().await;
-    let password = caller.passwords[side as usize].as_deref();
+    let password = &caller.passwords[side as usize];
     let mut server = Server::open(door.end(side), &caller, password).await?;
     let making = tokio::time::timeout(READ, state.make(&mut server, &caller.user)).await;
     let made = making.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));

@@ -73,17 +73,13 @@ impl Stage {
             },
             tls: None,
         };
-        let password = || Some(PASSWORD.to_owned());
+        let password = || PASSWORD.to_owned();
         let mut door = FrontDoor {
             name: "orders".into(),
             listen: "127.0.0.1:0".into(),
             tls: vec![],
             database: "orders".into(),
-            logins: vec![Login {
-                user: "shop".into(),
-                password: PASSWORD.into(),
-                passwords: [password(), password()],
-            }],
+            logins: vec![Login { user: "shop".into(), passwords: [password(), password()] }],
             source: end(&source),
             target: end(&target),
         };

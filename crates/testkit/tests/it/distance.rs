@@ -71,12 +71,18 @@ async fn dropped_it_forwards_no_more() {
     assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "open connections end");
 }
 
+/// A connection on which something came back.
+async fn through(shim: &delay::Delay) -> TcpStream {
+    let mut stream = TcpStream::connect(shim.address).await.unwrap();
+    stream.write_all(b"a").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'a');
+    stream
+}
+
 #[tokio::test]
 async fn a_cut_line_says_nothing_and_brings_what_was_sent_when_it_heals() {
     let shim = delay::start(echo().await, Duration::ZERO).await.unwrap();
-    let mut before = TcpStream::connect(shim.address).await.unwrap();
-    before.write_all(b"a").await.unwrap();
-    assert_eq!(before.read_u8().await.unwrap(), b'a');
+    let mut before = through(&shim).await;
     shim.cut();
     let mut new = TcpStream::connect(shim.address).await.unwrap();
     for stream in [&mut before, &mut new] {
@@ -93,14 +99,10 @@ async fn a_cut_line_says_nothing_and_brings_what_was_sent_when_it_heals() {
 #[tokio::test]
 async fn a_line_that_heals_for_new_connections_forgets_the_old_ones() {
     let shim = delay::start(echo().await, Duration::ZERO).await.unwrap();
-    let mut before = TcpStream::connect(shim.address).await.unwrap();
-    before.write_all(b"a").await.unwrap();
-    assert_eq!(before.read_u8().await.unwrap(), b'a');
+    let mut before = through(&shim).await;
     shim.cut();
     shim.heal_for_new();
-    let mut after = TcpStream::connect(shim.address).await.unwrap();
-    after.write_all(b"b").await.unwrap();
-    assert_eq!(after.read_u8().await.unwrap(), b'b');
+    through(&shim).await;
     before.write_all(b"b").await.unwrap();
     let answer = tokio::time::timeout(Duration::from_millis(300), before.read_u8()).await;
     assert!(answer.is_err(), "neither passed nor refused: {answer:?}");
@@ -109,16 +111,12 @@ async fn a_line_that_heals_for_new_connections_forgets_the_old_ones() {
 #[tokio::test]
 async fn a_reset_line_refuses_old_and_new_until_it_heals() {
     let shim = delay::start(echo().await, Duration::ZERO).await.unwrap();
-    let mut before = TcpStream::connect(shim.address).await.unwrap();
-    before.write_all(b"a").await.unwrap();
-    assert_eq!(before.read_u8().await.unwrap(), b'a');
+    let mut before = through(&shim).await;
     shim.reset();
     let mut new = TcpStream::connect(shim.address).await.unwrap();
     for stream in [&mut before, &mut new] {
         assert_eq!(stream.read_u8().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     }
     shim.heal();
-    let mut after = TcpStream::connect(shim.address).await.unwrap();
-    after.write_all(b"c").await.unwrap();
-    assert_eq!(after.read_u8().await.unwrap(), b'c');
+    through(&shim).await;
 }
